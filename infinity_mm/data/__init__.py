@@ -1,0 +1,1 @@
+"""Training side: chat template, packing, collation, mixing, resumable loading."""

@@ -1,0 +1,129 @@
+"""The engine contract: requests in, replies or failures out, same length and order.
+
+One bad request never raises for the others. Behaviour is added by wrapping (`journaled.py`, `retrying.py`, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, canonical_json, digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One call: a conversation that ends with a user turn, and how to sample."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[ImageRef, ...] = ()
+    """What the `ImageSlot`s of the turns point to."""
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    """Seed of this request alone; one generator per request."""
+    draw: int = 0
+    """Number of the draw, for several samples of one request."""
+    choices: tuple[str, ...] = ()
+    """If given, the reply is one of these, and carries their log-probabilities where the engine has them."""
+
+    def key(self, fingerprint: str) -> str:
+        """The journal key: canonical request, image hashes, engine, seed and draw number."""
+        body = {
+            "turns": [[turn.role, [_plain(part) for part in turn.content]] for turn in self.turns],
+            "images": [image.sha256 for image in self.images],
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "choices": list(self.choices),
+            "seed": self.seed,
+            "draw": self.draw,
+        }
+        return digest(fingerprint, canonical_json(body))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What a model said."""
+
+    text: str
+    finish_reason: Literal["stop", "length"] = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    choice_logprobs: tuple[float, ...] | None = None
+    """Normalised log-probabilities of `Request.choices`, in their order."""
+    from_journal: bool = False
+    """True when no model was called for it now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why there is no reply."""
+
+    reason: str
+    """Short snake_case name, counted in reports: timeout, http_429, bad_image, engine_error, ..."""
+    detail: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capabilities:
+    """What an engine can do, checked against the stages before a run."""
+
+    images_per_prompt: int
+    """Most images in one request; 0 means text only."""
+    choice_logprobs: bool
+    """Whether replies to requests with `choices` carry log-probabilities."""
+    seeds: bool
+    """Whether a request's seed decides its sampling."""
+    reproducible: Literal["exact", "best_effort"]
+    """Whether two fresh runs give the same bytes, whatever the batching."""
+
+
+@runtime_checkable
+class ImageReader(Protocol):
+    """Reads the bytes behind an image reference and checks their hash."""
+
+    def read(self, image: ImageRef) -> bytes:
+        """Encoded bytes; raises `infinity_mm.vision.images.BadImage` when missing or changed."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An open connection to a model, or the model itself."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Model, weights' revision, engine version, dtype, processor limits, chat template; enters every key."""
+        ...
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """One reply or failure per request, in order."""
+        ...
+
+
+@runtime_checkable
+class EngineSpec(Protocol):
+    """Plain, picklable configuration of an engine."""
+
+    def open(self, images: ImageReader) -> AbstractAsyncContextManager[Engine]:
+        """Start or connect; the context manager owns the process or connection."""
+        ...
+
+
+def _plain(part: Text | ImageSlot | Region) -> list[object]:
+    match part:
+        case Text(text=text):
+            return ["text", text]
+        case ImageSlot(index=index):
+            return ["image", index]
+        case Region(index=index, coords=coords):
+            return ["region", index, list(coords)]

@@ -1,0 +1,1 @@
+"""Instruction types, the image-tag vocabulary, and the mapping between them."""

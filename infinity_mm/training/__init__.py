@@ -1,0 +1,1 @@
+"""Training steps, parameter groups, schedules, checkpoints and the loop."""

@@ -1,0 +1,1 @@
+"""From image bytes to the patches a vision tower reads."""
