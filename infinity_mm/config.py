@@ -67,7 +67,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise explain(what=f"not valid YAML: {error}", where=str(file), fix="correct the YAML syntax") from error
+        raise explain(
+            what=f"not valid YAML: {error}", where=str(file), fix="correct the YAML syntax"
+        ) from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -149,7 +151,8 @@ def _build(cls: type[Any], data: Any, *, where: str, path: str) -> Any:
             raise explain(
                 what=f"unknown key `{_join(path, key)}`",
                 where=where,
-                fix=(f"did you mean `{_join(path, near[0])}`? " if near else "") + f"known keys: {', '.join(known)}",
+                fix=(f"did you mean `{_join(path, near[0])}`? " if near else "")
+                + f"known keys: {', '.join(known)}",
             )
     values: dict[str, Any] = {}
     for name, field in known.items():
@@ -157,7 +160,9 @@ def _build(cls: type[Any], data: Any, *, where: str, path: str) -> Any:
             values[name] = _convert(hints[name], data[name], where=where, path=_join(path, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise explain(
-                what=f"`{_join(path, name)}` is required and missing", where=where, fix=f"set {_join(path, name)}"
+                what=f"`{_join(path, name)}` is required and missing",
+                where=where,
+                fix=f"set {_join(path, name)}",
             )
     return cls(**values)
 
@@ -211,7 +216,9 @@ def _convert_sequence(origin: Any, args: tuple[Any, ...], value: Any, *, where: 
     if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
         if len(args) != len(value):
             raise _wrong(value, f"a list of {len(args)} values", where, path)
-        return tuple(_convert(a, v, where=where, path=f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+        return tuple(
+            _convert(a, v, where=where, path=f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value))
+        )
     item = args[0] if args else Any
     return origin(_convert(item, v, where=where, path=f"{path}[{i}]") for i, v in enumerate(value))
 

@@ -250,7 +250,9 @@ def settle(stage: str, input_ids: Sequence[str], outcomes: Iterable[Outcome]) ->
         if fate.id not in known:
             raise ConservationError(f"{stage}: a fate for {fate.id}, which was not an input")
         if fate.id in fates:
-            raise ConservationError(f"{stage}: {fate.id} has two fates, {fates[fate.id].fate} and {fate.fate}")
+            raise ConservationError(
+                f"{stage}: {fate.id} has two fates, {fates[fate.id].fate} and {fate.fate}"
+            )
         fates[fate.id] = fate
 
     for outcome in outcomes:
@@ -275,7 +277,9 @@ def settle(stage: str, input_ids: Sequence[str], outcomes: Iterable[Outcome]) ->
                 give(Fate(id=outcome.id, stage=stage, fate="merged", into=(outcome.into,)))
     for merge in merges:
         if merge.into not in emitted:
-            raise ConservationError(f"{stage}: {merge.id} was merged into {merge.into}, which was not emitted")
+            raise ConservationError(
+                f"{stage}: {merge.id} was merged into {merge.into}, which was not emitted"
+            )
     for parent, ids in children.items():
         if parent not in fates:
             fates[parent] = Fate(id=parent, stage=stage, fate="expanded", into=tuple(ids))
@@ -283,7 +287,9 @@ def settle(stage: str, input_ids: Sequence[str], outcomes: Iterable[Outcome]) ->
             raise ConservationError(f"{stage}: {parent} was both {fates[parent].fate} and expanded")
     missing = known - set(fates)
     if missing:
-        raise ConservationError(f"{stage}: no fate for {len(missing)} of {len(known)}, first {sorted(missing)[0]}")
+        raise ConservationError(
+            f"{stage}: no fate for {len(missing)} of {len(known)}, first {sorted(missing)[0]}"
+        )
     return [fates[id_] for id_ in input_ids]
 
 

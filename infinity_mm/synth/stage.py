@@ -1,6 +1,6 @@
 """The stage contract: the samples of one image in, one list of outcomes out.
 
-    Sample* --Stage.run--> Outcome* --settle--> Fate*   (the conservation law, checked at every stage)
+Sample* --Stage.run--> Outcome* --settle--> Fate*   (the conservation law, checked at every stage)
 """
 
 from __future__ import annotations

@@ -1,0 +1,307 @@
+"""The model for transformers: vision tower, connector and language model, with a loss that skips unlabelled positions.
+
+    pixel_values, view_shapes --vision_tower, connector--> image features --fuse--> embeddings --language_model--> ...
+
+Legend: B batch rows, T positions, P patches, V views, K image features, E text width, M labelled positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
+
+from infinity_mm.errors import explain
+from infinity_mm.model.configuration import InfinityMMConfig
+from infinity_mm.model.connector import CONNECTORS
+from infinity_mm.model.fusion import fuse
+from infinity_mm.model.vision_tower import VisionTower
+
+IGNORED_LABEL = -100
+"""Positions with this label have no loss and no logits."""
+
+
+@dataclass
+class InfinityMMOutput(ModelOutput):
+    """What `InfinityMMForConditionalGeneration` returns."""
+
+    loss: Float[Tensor, ""] | None = None
+    """Summed cross entropy over labelled positions, divided by `num_items_in_batch` or their number."""
+    logits: Float[Tensor, "B T vocab"] | None = None
+    """Scores of the next token; None when labels were given."""
+    token_losses: Float[Tensor, " M"] | None = None
+    """Cross entropy of each labelled position in reading order, detached; None without labels."""
+    past_key_values: Cache | None = None
+    """Key-value cache; only when `use_cache=True` was asked for."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """Hidden states of every layer, on request."""
+    attentions: tuple[Tensor, ...] | None = None
+    """Attention weights of every layer, on request (eager attention only)."""
+
+
+class InfinityMMPreTrainedModel(PreTrainedModel):
+    """What both models share: configuration class, attention backends, initialisation."""
+
+    config: InfinityMMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer"]  # noqa: RUF012 (transformers' form)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class InfinityMMModel(InfinityMMPreTrainedModel):
+    """The model without a head: hidden states of the language model."""
+
+    def __init__(self, config: InfinityMMConfig) -> None:
+        super().__init__(config)
+        vision, text = _sub_configs(config)
+        self.vision_tower = VisionTower(cast(Any, vision))
+        self.connector = CONNECTORS[config.connector](
+            vision_dim=vision.hidden_size,
+            text_dim=text.hidden_size,
+            merge=config.merge,
+            hidden_dim=config.connector_hidden or text.hidden_size,
+        )
+        self.language_model: PreTrainedModel = AutoModel.from_config(text)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> PreTrainedModel:
+        """The language model."""
+        return self.language_model
+
+    def get_image_features(
+        self,
+        pixel_values: Float[Tensor, "P F"] | Sequence[Tensor],
+        view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling | list[Float[Tensor, "n E"]]:
+        """Features of each image, as the language model sees them.
+
+        `pooler_output` is a list with one (tokens, width) tensor per image, which `forward(image_features=...)`
+        takes. Lists with one entry per image are accepted; then the image index in `view_shapes` is not read.
+        """
+        pixel_values, view_shapes = _packed(pixel_values, view_shapes)
+        features_KE = self.connector(self.vision_tower(pixel_values, view_shapes), view_shapes)
+        num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
+        for image, rows, columns in view_shapes.tolist():
+            num_tokens[image] += rows * columns // self.config.merge**2
+        per_image = list(features_KE.split(num_tokens))
+        if not return_dict:
+            return per_image
+        return BaseModelOutputWithPooling(last_hidden_state=features_KE, pooler_output=cast(Any, per_image))
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T E"] | None = None,
+        pixel_values: Float[Tensor, "P F"] | None = None,
+        view_shapes: Int[Tensor, "V 3"] | None = None,
+        image_features: Sequence[Float[Tensor, "n E"]] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states for text with images.
+
+        `attention_mask` is (B, T) for padding, or (B, 1, T, T) boolean with True = attend, which reaches the attention
+        kernel as it is. The cache is off unless asked for, and always off in training: with a cache, transformers
+        ignores restarted positions, so packed samples would see each other.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
+        if image_features is None and pixel_values is not None:
+            if view_shapes is None:
+                raise explain(
+                    what="pixel_values came without view_shapes",
+                    where="InfinityMMModel.forward",
+                    fix="pass both, as the processor and the collator return them",
+                )
+            image_features = cast(list[Tensor], self.get_image_features(pixel_values, view_shapes, return_dict=False))
+        if image_features is not None:
+            inputs_embeds = self._with_images(input_ids, inputs_embeds, image_features)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=self._kernel_mask(attention_mask, inputs_embeds.dtype),
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=bool(use_cache) and not self.training,
+            **kwargs,
+        )
+
+    def _with_images(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Sequence[Tensor]
+    ) -> Float[Tensor, "B T E"]:
+        """Embeddings with image features at the placeholders."""
+        if input_ids is None:
+            raise explain(
+                what="images came with inputs_embeds alone, so the placeholders cannot be found",
+                where="InfinityMMModel.forward",
+                fix="pass input_ids too, or embeddings that already hold the image features and no images",
+            )
+        features_KE = torch.cat(list(image_features)).to(inputs_embeds.device)
+        return fuse(inputs_embeds, input_ids == self.config.image_token_id, features_KE)
+
+    def _kernel_mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """A 4-D boolean mask in the form the attention kernel adds or selects by; others pass unchanged."""
+        if not isinstance(mask, Tensor) or mask.dim() != 4:
+            return mask
+        kernel = self.language_model.config._attn_implementation
+        if kernel == "sdpa":
+            return mask
+        if kernel == "eager":
+            if mask.dtype != torch.bool:
+                return mask
+            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        raise explain(
+            what=f"a 4-D attention mask cannot be used with attn_implementation={kernel!r}",
+            where="InfinityMMModel.forward",
+            fix="load the model with attn_implementation='sdpa' or 'eager'",
+        )
+
+
+class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMixin):
+    """The model with a language-modelling head: training loss and generation."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: InfinityMMConfig) -> None:
+        super().__init__(config)
+        _, text = _sub_configs(config)
+        self.model = InfinityMMModel(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embedding."""
+        self.model.set_input_embeddings(value)
+
+    def get_decoder(self) -> PreTrainedModel:
+        """The language model, without head."""
+        return self.model.get_decoder()
+
+    def get_image_features(
+        self,
+        pixel_values: Float[Tensor, "P F"] | Sequence[Tensor],
+        view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling | list[Float[Tensor, "n E"]]:
+        """See `InfinityMMModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, view_shapes, return_dict=return_dict, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T E"] | None = None,
+        pixel_values: Float[Tensor, "P F"] | None = None,
+        view_shapes: Int[Tensor, "V 3"] | None = None,
+        image_features: Sequence[Float[Tensor, "n E"]] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> InfinityMMOutput:
+        """Logits, or with `labels` the loss.
+
+        `labels` line up with `input_ids` (position t is predicted from t - 1), -100 = no loss; the head is computed
+        at labelled positions only, and no cache is kept. In packed rows the first position of each sample must be
+        -100. The loss is a sum divided by `num_items_in_batch`, the labelled positions of the whole optimizer step.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            view_shapes=view_shapes,
+            image_features=image_features,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        hidden_BTE = outputs.last_hidden_state
+        rest = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        if labels is not None:
+            token_losses_M = self._token_losses(hidden_BTE, labels)
+            divisor = max(token_losses_M.numel(), 1) if num_items_in_batch is None else num_items_in_batch
+            loss = token_losses_M.sum() / divisor
+            return InfinityMMOutput(loss=loss, token_losses=token_losses_M.detach(), **rest)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_BTE[:, kept, :])
+        return InfinityMMOutput(logits=logits, past_key_values=outputs.past_key_values, **rest)
+
+    def _token_losses(self, hidden_BTE: Float[Tensor, "B T E"], labels: Int[Tensor, "B T"]) -> Float[Tensor, " M"]:
+        """Cross entropy in float32 of each position whose next token has a label."""
+        next_labels = labels[:, 1:]
+        labelled = next_labels != IGNORED_LABEL
+        logits = self.lm_head(hidden_BTE[:, :-1][labelled])
+        return F.cross_entropy(logits.float(), next_labels[labelled], reduction="none")
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool | None = False,
+        pixel_values: Tensor | None = None,
+        view_shapes: Tensor | None = None,
+        image_features: Sequence[Tensor] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Images are passed at prefill only; afterwards they live in the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs |= {"pixel_values": pixel_values, "view_shapes": view_shapes, "image_features": image_features}
+        return inputs
+
+
+def _sub_configs(config: InfinityMMConfig) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """(vision, text) configurations as objects; the configuration has already built them."""
+    assert isinstance(config.vision_config, PreTrainedConfig)
+    assert isinstance(config.text_config, PreTrainedConfig)
+    return config.vision_config, config.text_config
+
+
+def _packed(
+    pixel_values: Tensor | Sequence[Tensor], view_shapes: Tensor | Sequence[Tensor]
+) -> tuple[Float[Tensor, "P F"], Int[Tensor, "V 3"]]:
+    """Per-image lists joined into one packed batch, images numbered in order."""
+    if not isinstance(pixel_values, Tensor):
+        pixel_values = torch.cat(list(pixel_values))
+    if not isinstance(view_shapes, Tensor):
+        numbered = []
+        for image, shapes in enumerate(view_shapes):
+            shapes = shapes.clone()
+            shapes[:, 0] = image
+            numbered.append(shapes)
+        view_shapes = torch.cat(numbered)
+    return pixel_values, view_shapes

@@ -1,0 +1,54 @@
+"""Text with `<|image|>` placeholders plus images, to everything the model's `forward` and `generate` take."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers.processing_utils import MultiModalData
+
+from infinity_mm.model.image_processor import InfinityMMImageProcessor
+from infinity_mm.model.schema import SchemaTokens, image_text, num_sequence_tokens
+from infinity_mm.vision.slicing import plan_slices
+
+
+class InfinityMMProcessor(ProcessorMixin):
+    """Tokenizer and image processor in one; each placeholder becomes its image's schema (`schema.image_text`)."""
+
+    image_processor: InfinityMMImageProcessor
+    tokenizer: PreTrainedTokenizerFast
+
+    def __init__(
+        self,
+        image_processor: InfinityMMImageProcessor,
+        tokenizer: PreTrainedTokenizerFast,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        self.schema = SchemaTokens()
+        self.schema_ids = self.schema.ids(tokenizer)
+        self.image_token = self.schema.image
+        self.image_token_id = self.schema_ids.image
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The text one placeholder becomes; called by transformers for each image."""
+        width, height = (int(side) for side in image_inputs["image_sizes"][image_idx])
+        return image_text(plan_slices(width, height, self.image_processor.slice_config()), self.schema)
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
+    ) -> MultiModalData:
+        """Counts for a server that plans before it has pixels; `image_sizes` are (height, width) in pixels."""
+        if image_sizes is None:
+            return MultiModalData()
+        config = self.image_processor.slice_config()
+        plans = [plan_slices(width, height, config) for height, width in image_sizes]
+        return MultiModalData(
+            num_image_tokens=[num_sequence_tokens(plan) for plan in plans],
+            num_image_patches=[plan.num_patches for plan in plans],
+        )
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """What the image processor returns but the model does not take."""
+        return ["image_sizes"]
