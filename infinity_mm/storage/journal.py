@@ -1,0 +1,254 @@
+"""The journal: every model output, text or number, recorded once and never asked for again.
+
+    put(key, value) --buffer--> sync() --one write, one fsync--> <sequence>-<worker>-<random>.jsonl
+    Journal(directory) --reads all segments--> get(key)
+
+Workers share a directory and never touch each other's files. Where two workers recorded the same key, the entry
+in the first segment by name wins, then the first line: a rule that depends on the files alone, so that every
+later reading agrees. Within one opening an answer once given is never replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import fsspec
+
+from infinity_mm.errors import explain
+from infinity_mm.record import canonical_json
+
+_WORKER = re.compile(r"[A-Za-z0-9_.-]+")
+_CHECK_CHARS = 12
+"""48 bits: a wrong line passes once in 3e14."""
+_HEAD = b'{"check":"'
+_BODY = len(_HEAD) + _CHECK_CHARS + len(b'",')
+"""Where the checked part of a line starts."""
+
+
+@final
+class Journal:
+    """Model outputs of one run, by key; safe to use from several threads.
+
+    A line is canonical JSON, `{"check": ..., "key": ..., "value": ...}`, where `check` is the start of the
+    SHA-256 of the rest of the line. A last line without a line end is what a kill leaves behind and is ignored.
+    """
+
+    def __init__(self, directory: str, worker: str) -> None:
+        """Read what is there. Nothing is written before the first `sync` with something to write.
+
+        `directory` is a path or an fsspec URL; `worker` names this writer in its segment's file name.
+        """
+        if not _WORKER.fullmatch(worker):
+            raise explain(
+                what=f"{worker!r} cannot be part of a file name",
+                where="Journal(worker=...)",
+                fix="use letters, digits, `_`, `.` and `-`",
+            )
+        self._store: _Segments = (
+            _ObjectSegments(directory) if "://" in directory else _LocalSegments(Path(directory))
+        )
+        self._worker = worker
+        self._segment: str | None = None
+        self._lines: dict[str, bytes] = {}
+        self._pending: list[bytes] = []
+        self._read_to: dict[str, tuple[int, int]] = {}
+        """Segment name -> (bytes, lines) read so far."""
+        self._memory = threading.Lock()
+        """Guards everything above; held for moments."""
+        self._writing = threading.Lock()
+        """Held during a write, so that a `sync` that finds nothing pending returns only once it is on disk."""
+        self.refresh()
+
+    def __len__(self) -> int:
+        with self._memory:
+            return len(self._lines)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The value recorded for a key, as a fresh copy."""
+        with self._memory:
+            line = self._lines.get(key)
+        return None if line is None else _decode(line)["value"]
+
+    def put(self, key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Record a value unless the key has one, and return the recorded one, as every later run will read it.
+
+        It is safe from a kill only after the next `sync`.
+        """
+        line = _encode(key, value)
+        with self._memory:
+            kept = self._lines.setdefault(key, line)
+            if kept is line:
+                self._pending.append(line)
+        return _decode(kept)["value"]
+
+    def sync(self) -> None:
+        """Make everything put so far survive a kill: one write and one fsync for all of it."""
+        with self._writing:
+            with self._memory:
+                lines, self._pending = self._pending, []
+            if not lines:
+                return
+            try:
+                if self._segment is None:
+                    self._segment = self._new_name()
+                self._store.append(self._segment, b"".join(lines))
+            except BaseException:
+                with self._memory:
+                    self._pending = lines + self._pending
+                raise
+
+    def refresh(self) -> int:
+        """Read what other workers have recorded since; returns the number of new keys."""
+        with self._memory:
+            before = len(self._lines)
+            for name, size in sorted(self._store.sizes().items()):
+                offset, line_number = self._read_to.get(name, (0, 0))
+                is_own = self._segment is not None and name.startswith(self._segment)
+                if size > offset and not is_own:
+                    self._read(name, offset, line_number)
+            return len(self._lines) - before
+
+    def _read(self, name: str, offset: int, line_number: int) -> None:
+        complete, _, _torn = self._store.read(name, offset).rpartition(b"\n")
+        if not complete:
+            return
+        for line in complete.split(b"\n"):
+            line_number += 1
+            self._lines.setdefault(
+                _checked_key(line, where=f"{self._store.path(name)}, line {line_number}"), line
+            )
+        self._read_to[name] = (offset + len(complete) + 1, line_number)
+
+    def _new_name(self) -> str:
+        """Numbers grow with time, so that an earlier segment is an earlier name; ties are broken by name."""
+        numbers = [int(name.partition("-")[0]) for name in self._store.sizes()]
+        return f"{max(numbers, default=0) + 1:08d}-{self._worker}-{secrets.token_hex(4)}"
+
+
+class _Segments(Protocol):
+    """The files of a journal directory."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every segment file, by file name."""
+        ...
+
+    def read(self, name: str, offset: int) -> bytes:
+        """A file's bytes from an offset on."""
+        ...
+
+    def append(self, segment: str, data: bytes) -> None:
+        """Add whole lines to this worker's segment; on return they are durable, on an error absent."""
+        ...
+
+    def path(self, name: str) -> str:
+        """Where a person finds the file."""
+        ...
+
+
+@final
+class _LocalSegments:
+    """One growing file per segment."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def sizes(self) -> dict[str, int]:
+        return {file.name: file.stat().st_size for file in self._directory.glob("*.jsonl")}
+
+    def read(self, name: str, offset: int) -> bytes:
+        with (self._directory / name).open("rb") as file:
+            file.seek(offset)
+            return file.read()
+
+    def append(self, segment: str, data: bytes) -> None:
+        file = self._directory / f"{segment}.jsonl"
+        is_new = not file.exists()
+        if is_new:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+                os.fsync(handle)
+            except BaseException:
+                os.ftruncate(handle, size)  # a full disk must not leave half a line before the next one
+                raise
+        finally:
+            os.close(handle)
+        if is_new:
+            self._sync_directory()
+
+    def path(self, name: str) -> str:
+        return str(self._directory / name)
+
+    def _sync_directory(self) -> None:
+        """Without it a power cut may forget the new file's name."""
+        handle = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@final
+class _ObjectSegments:
+    """A numbered object per write, because an object store has no append."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.url_to_fs(url)
+        self._parts = 0
+
+    def sizes(self) -> dict[str, int]:
+        self._fs.invalidate_cache()
+        if not self._fs.isdir(self._root):
+            return {}
+        files = (
+            (entry["name"].rpartition("/")[2], entry["size"])
+            for entry in self._fs.ls(self._root, detail=True)
+        )
+        return {name: size for name, size in files if name.endswith(".jsonl")}
+
+    def read(self, name: str, offset: int) -> bytes:
+        return self._fs.cat_file(self.path(name), start=offset)
+
+    def append(self, segment: str, data: bytes) -> None:
+        self._fs.makedirs(self._root, exist_ok=True)
+        self._fs.pipe_file(self.path(f"{segment}-{self._parts:06d}.jsonl"), data)
+        self._parts += 1
+
+    def path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _encode(key: str, value: Mapping[str, Any]) -> bytes:
+    body = canonical_json({"key": key, "value": dict(value)}).encode("utf-8", "surrogatepass")[1:]
+    return _HEAD + _check(body) + b'",' + body + b"\n"
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    return json.loads(line.decode("utf-8", "surrogatepass"))
+
+
+def _check(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:_CHECK_CHARS].encode()
+
+
+def _checked_key(line: bytes, *, where: str) -> str:
+    if line[:_BODY] != _HEAD + _check(line[_BODY:]) + b'",':
+        raise explain(
+            what="a journal line does not match its checksum: the file was damaged or edited",
+            where=where,
+            fix="restore the file from a copy, or delete the line and its request is asked again",
+        )
+    return _decode(line)["key"]

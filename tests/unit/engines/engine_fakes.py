@@ -1,0 +1,39 @@
+"""An engine without a model, whose answers say what it was asked."""
+
+import asyncio
+from collections.abc import Sequence
+
+from infinity_mm.engines.base import Capabilities, Failure, Reply, Request
+from infinity_mm.record import Text, Turn
+
+
+def ask(text: str, *, seed: int = 0, temperature: float = 0.0, max_new_tokens: int = 8) -> Request:
+    """A request without an image."""
+    return Request(
+        turns=(Turn("user", (Text(text),)),),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        temperature=temperature,
+    )
+
+
+class Echo:
+    """Answers `text!`, fails on texts with "bad", raises on texts with "raise"; remembers its batches."""
+
+    capabilities = Capabilities(images_per_prompt=0, choice_logprobs=False, seeds=True, reproducible="exact")
+    fingerprint = "echo"
+
+    def __init__(self, *, delay_s: float = 0.0) -> None:
+        self.batches: list[list[str]] = []
+        self._delay_s = delay_s
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        texts = [request.turns[-1].text for request in requests]
+        self.batches.append(texts)
+        await asyncio.sleep(self._delay_s)
+        if any("raise" in text for text in texts):
+            raise RuntimeError("out of memory")
+        return [
+            Failure(reason="bad_text", detail=text) if "bad" in text else Reply(text=text + "!")
+            for text in texts
+        ]
