@@ -1,0 +1,214 @@
+"""One conversation to token ids, labels, positions and patches.
+
+    conversation --place_images--> messages --ChatML--> ids, labels, positions, branches
+                 --plan_slices, cut_views, to_patches--> pixel_values (P, C), view_shapes (V, 3)
+
+The ids are those of the tokenizer's own chat template. One deliberate choice: an answer is tokenised apart from the
+`assistant` line before it, as at generation time, where the prompt ends there. And text is never read as a special
+token, whatever it contains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Message, Turns, place_images
+from infinity_mm.errors import explain
+from infinity_mm.model.image_processor import InfinityMMImageProcessor
+from infinity_mm.model.processor import InfinityMMProcessor
+from infinity_mm.model.schema import SchemaTokens, image_token_ids
+from infinity_mm.model.tokenizer import IM_END, IM_START
+from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
+from infinity_mm.vision.slicing import plan_slices
+
+IGNORE = -100
+"""Label of a position without loss."""
+
+OverLong = Literal["drop", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The text side of one encoded sample: enough to pack it."""
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
+    """The id itself where the model is taught to produce it, else -100."""
+    position_ids: list[int]
+    """Restart after the shared part on every branch."""
+    branch_ids: list[int]
+    """0 on what all branches share, 1, 2, ... on the branches; all 0 in a causal conversation."""
+    num_images: int
+
+    def __len__(self) -> int:
+        """Positions it takes in a row."""
+        return len(self.input_ids)
+
+    @property
+    def num_labels(self) -> int:
+        """Supervised tokens."""
+        return sum(label != IGNORE for label in self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One sample, ready to pack."""
+
+    layout: Layout
+    pixel_values: Tensor | None
+    """(P, 3 * patch^2) float32, the patches of all views; None without images."""
+    view_shapes: Tensor | None
+    """(V, 3): image index in the sample, rows and columns in patches."""
+
+
+@dataclass
+class _Builder:
+    """Collects pieces of text and special ids, to be tokenised in one call."""
+
+    pieces: list[str | list[int]] = field(default_factory=list)
+    labelled: list[bool] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
+
+    def add(self, piece: str | list[int], *, branch: int, labelled: bool = False) -> None:
+        """Append one piece."""
+        self.pieces.append(piece)
+        self.labelled.append(labelled)
+        self.branches.append(branch)
+
+
+class Encoder:
+    """Encodes conversations for one model; can be sent to worker processes."""
+
+    def __init__(self, processor: InfinityMMProcessor) -> None:
+        image_processor: InfinityMMImageProcessor = processor.image_processor
+        tokenizer: PreTrainedTokenizerFast = processor.tokenizer
+        self.tokenizer = tokenizer
+        self.slicing = image_processor.slice_config()
+        self.mean, self.std = image_processor.image_mean, image_processor.image_std
+        self.schema_ids = SchemaTokens().ids(tokenizer)
+        vocab = tokenizer.get_vocab()
+        self.im_start, self.im_end = [vocab[IM_START]], [vocab[IM_END]]
+        self.pad_id: int = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else vocab[IM_END]
+
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample."""
+        images = tuple(upright_rgb(image) for image in conversation.images)
+        layout = self.layout(conversation, turns, sizes=[image.size for image in images])
+        pixel_values, view_shapes = self.pixels(images)
+        return Encoded(layout=layout, pixel_values=pixel_values, view_shapes=view_shapes)
+
+    def layout(self, conversation: Conversation, turns: Turns, sizes: list[tuple[int, int]]) -> Layout:
+        """The text side; `sizes` are (width, height) of the upright images."""
+        messages = place_images(conversation)
+        images = [image_token_ids(plan_slices(w, h, self.slicing), self.schema_ids) for w, h in sizes]
+        builder = _Builder()
+        if turns == "causal":
+            self._write_causal(builder, messages, images)
+        else:
+            self._write_independent(builder, conversation.id, messages, images)
+        return self._tokenise(conversation.id, builder, len(images))
+
+    def pixels(self, images: tuple[Image.Image, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """(pixel_values, view_shapes) of upright RGB images."""
+        patches: list[np.ndarray] = []
+        shapes: list[tuple[int, int, int]] = []
+        for index, image in enumerate(images):
+            plan = plan_slices(*image.size, self.slicing)
+            patches += [to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in cut_views(image, plan)]
+            shapes += [(index, rows, columns) for rows, columns in plan.view_shapes]
+        if not patches:
+            return None, None
+        return torch.from_numpy(np.concatenate(patches)), torch.tensor(shapes)
+
+    def _write_causal(self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]) -> None:
+        """Every message after the other."""
+        waiting = iter(images)
+        for message in messages:
+            if message.role == "assistant":
+                self._write_answer(builder, message.text, branch=0)
+                continue
+            builder.add(self.im_start, branch=0)
+            before, *after = message.text.split(IMAGE_PLACEHOLDER) if message.role == "user" else [message.text]
+            builder.add(f"{message.role}\n{before}", branch=0)
+            for text in after:
+                builder.add(next(waiting), branch=0)
+                builder.add(text, branch=0)
+            self._write_end(builder, branch=0)
+
+    def _write_independent(
+        self, builder: _Builder, id_: str, messages: tuple[Message, ...], images: list[list[int]]
+    ) -> None:
+        """System prompt and images once, then one branch per exchange; branches start beside a special token, so
+        that the ids are those of separate samples."""
+        if messages[0].role == "system":
+            self._write_causal(builder, messages[:1], [])
+            messages = messages[1:]
+        front = IMAGE_PLACEHOLDER * len(images)
+        first = messages[0].text
+        if not first.startswith(front) or any(IMAGE_PLACEHOLDER in m.text for m in messages[2::2]):
+            raise explain(
+                what="an image stands inside the text of one exchange, but independent exchanges share all images",
+                where=f"conversation {id_}",
+                fix="put all images before the first user text, or read the source with turns: causal",
+            )
+        builder.add(self.im_start, branch=0)
+        head = "" if images else "user\n"
+        if images:
+            builder.add("user\n", branch=0)
+        for image in images:
+            builder.add(image, branch=0)
+        messages = (Message("user", first.removeprefix(front)), *messages[1:])
+        for branch, (question, answer) in enumerate(zip(messages[::2], messages[1::2]), 1):
+            builder.add(head + question.text, branch=branch)
+            self._write_end(builder, branch=branch)
+            self._write_answer(builder, answer.text, branch=branch)
+
+    def _write_answer(self, builder: _Builder, text: str, *, branch: int) -> None:
+        builder.add(self.im_start, branch=branch)
+        builder.add("assistant\n", branch=branch)
+        builder.add(text, branch=branch, labelled=True)
+        builder.add(self.im_end, branch=branch, labelled=True)
+        builder.add("\n", branch=branch)
+
+    def _write_end(self, builder: _Builder, *, branch: int) -> None:
+        builder.add(self.im_end, branch=branch)
+        builder.add("\n", branch=branch)
+
+    def _tokenise(self, id_: str, builder: _Builder, num_images: int) -> Layout:
+        texts = [piece for piece in builder.pieces if isinstance(piece, str)]
+        tokenised = iter(
+            self.tokenizer(
+                texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+            ).input_ids
+        )
+        input_ids: list[int] = []
+        labels: list[int] = []
+        position_ids: list[int] = []
+        branch_ids: list[int] = []
+        shared = position = branch = 0
+        for piece, labelled, piece_branch in zip(builder.pieces, builder.labelled, builder.branches):
+            ids = next(tokenised) if isinstance(piece, str) else piece
+            if piece_branch != branch:
+                shared = position if branch == 0 else shared
+                branch, position = piece_branch, shared
+            input_ids += ids
+            labels += ids if labelled else [IGNORE] * len(ids)
+            position_ids += range(position, position + len(ids))
+            branch_ids += [piece_branch] * len(ids)
+            position += len(ids)
+        return Layout(
+            id=id_,
+            input_ids=input_ids,
+            labels=labels,
+            position_ids=position_ids,
+            branch_ids=branch_ids,
+            num_images=num_images,
+        )

@@ -1,0 +1,172 @@
+"""Samples into rows of equal length, with exact isolation between samples and between branches.
+
+    lengths --best_fit--> rows of samples --pack--> tensors (R, T) --block_mask--> who attends to whom
+
+Legend: R rows, T positions of a row. `sample_ids` is 0 on padding and 1, 2, ... on the samples of a row;
+`branch_ids` is 0 on what all branches of a sample share and 1, 2, ... on the branches.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from infinity_mm.data.encode import IGNORE, Encoded
+from infinity_mm.errors import explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A batch of rows, as tensors."""
+
+    input_ids: Tensor
+    """(R, T)."""
+    labels: Tensor
+    """(R, T); -100 where nothing is learned."""
+    position_ids: Tensor
+    """(R, T); restart with every sample and branch."""
+    sample_ids: Tensor
+    """(R, T)."""
+    branch_ids: Tensor
+    """(R, T)."""
+    pixel_values: Tensor | None
+    """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image."""
+    view_shapes: Tensor | None
+    """(V, 3): (image index in the batch, rows, columns in patches) of each view."""
+    ids: tuple[tuple[str, ...], ...]
+    """Sample ids of each row."""
+
+    @property
+    def num_labels(self) -> int:
+        """Supervised tokens."""
+        return int((self.labels[:, 1:] != IGNORE).sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.sample_ids != 0).sum())
+
+    @property
+    def num_images(self) -> int:
+        """Images of all rows."""
+        return 0 if self.view_shapes is None else int(self.view_shapes[-1, 0]) + 1
+
+    def to(self, device: torch.device) -> Packed:
+        """The same batch on another device."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+def join(batches: Sequence[Packed]) -> Packed:
+    """One batch of the rows of several, in order."""
+    if len(batches) == 1:
+        return batches[0]
+    shapes: list[Tensor] = []
+    num_images = 0
+    for batch in batches:
+        if batch.view_shapes is not None:
+            shapes.append(batch.view_shapes + torch.tensor([num_images, 0, 0]))
+            num_images += batch.num_images
+    pixels = [batch.pixel_values for batch in batches if batch.pixel_values is not None]
+    return Packed(
+        input_ids=torch.cat([batch.input_ids for batch in batches]),
+        labels=torch.cat([batch.labels for batch in batches]),
+        position_ids=torch.cat([batch.position_ids for batch in batches]),
+        sample_ids=torch.cat([batch.sample_ids for batch in batches]),
+        branch_ids=torch.cat([batch.branch_ids for batch in batches]),
+        pixel_values=torch.cat(pixels) if pixels else None,
+        view_shapes=torch.cat(shapes) if shapes else None,
+        ids=sum((batch.ids for batch in batches), ()),
+    )
+
+
+def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Indices of `lengths` by row, best fit decreasing; equal lengths keep their order.
+
+    Raises UserError for a length above `row_tokens`.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        if length > row_tokens:
+            raise explain(
+                what=f"a sample of {length} tokens does not fit a row of {row_tokens}",
+                where="packing",
+                fix=f"raise row_tokens to {length}, or set over_long: drop",
+            )
+        at = bisect.bisect_left(room, (length, -1))
+        if at == len(room):
+            rows.append([index])
+            free, row = row_tokens, len(rows) - 1
+        else:
+            free, row = room.pop(at)
+            rows[row].append(index)
+        bisect.insort(room, (free - length, row))
+    return rows
+
+
+def plan_rows(lengths: Sequence[int], row_tokens: int, rng: random.Random) -> list[list[int]]:
+    """Best-fit rows in random order, so that long samples do not all come first."""
+    rows = best_fit(lengths, row_tokens)
+    rng.shuffle(rows)
+    return rows
+
+
+def fill_rate(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_tokens: int) -> float:
+    """Share of the positions of all rows that hold a token."""
+    used = sum(lengths[index] for row in rows for index in row)
+    return used / max(1, len(rows) * row_tokens)
+
+
+def pack(rows: Sequence[Sequence[Encoded]], row_tokens: int, pad_id: int) -> Packed:
+    """Rows of encoded samples as tensors."""
+    return join([_pack_row(row, row_tokens, pad_id) for row in rows])
+
+
+def _pack_row(row: Sequence[Encoded], row_tokens: int, pad_id: int) -> Packed:
+    """A batch of one row."""
+    num_padding = row_tokens - sum(len(sample.layout) for sample in row)
+    assert num_padding >= 0
+
+    def line(values: list[list[int]], padding: int) -> Tensor:
+        return torch.tensor([[value for part in values for value in part] + [padding] * num_padding])
+
+    layouts = [sample.layout for sample in row]
+    shapes: list[Tensor] = []
+    num_images = 0
+    for sample in row:
+        if sample.view_shapes is not None:
+            shapes.append(sample.view_shapes + torch.tensor([num_images, 0, 0]))
+            num_images += sample.layout.num_images
+    pixels = [sample.pixel_values for sample in row if sample.pixel_values is not None]
+    return Packed(
+        input_ids=line([layout.input_ids for layout in layouts], pad_id),
+        labels=line([layout.labels for layout in layouts], IGNORE),
+        position_ids=line([layout.position_ids for layout in layouts], 0),
+        sample_ids=line([[n] * len(layout) for n, layout in enumerate(layouts, 1)], 0),
+        branch_ids=line([layout.branch_ids for layout in layouts], 0),
+        pixel_values=torch.cat(pixels) if pixels else None,
+        view_shapes=torch.cat(shapes) if shapes else None,
+        ids=(tuple(layout.id for layout in layouts),),
+    )
+
+
+def block_mask(sample_ids_RT: Tensor, branch_ids_RT: Tensor) -> Tensor:
+    """Boolean (R, 1, T, T), true where a query (third axis) attends to a key (fourth axis).
+
+    A query attends to earlier positions of its own sample that all branches share or that are of its own branch.
+    Padding attends to itself alone: a row of the softmax with nothing to attend to would be NaN.
+    """
+    T = sample_ids_RT.shape[1]
+    query, key = sample_ids_RT[:, :, None], sample_ids_RT[:, None, :]
+    query_branch, key_branch = branch_ids_RT[:, :, None], branch_ids_RT[:, None, :]
+    same_RTT = (query == key) & (query != 0) & ((key_branch == 0) | (key_branch == query_branch))
+    causal_TT = torch.ones(T, T, dtype=torch.bool, device=sample_ids_RT.device).tril_()
+    itself_TT = torch.eye(T, dtype=torch.bool, device=sample_ids_RT.device)
+    return ((same_RTT & causal_TT) | itself_TT)[:, None]

@@ -1,0 +1,176 @@
+"""The configuration of one fine-tuning run: what `train/sft.py --config` reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from infinity_mm.errors import explain
+from infinity_mm.model.build import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """How the tokenizer of a from-scratch model is learned, from the texts of the training data."""
+
+    vocab_size: int = 1500
+    """Tokens, special ones and all bytes included."""
+    num_samples: int = 2000
+    """Conversations whose texts are read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartConfig:
+    """Where the weights come from: a checkpoint folder, or a specification for a model from scratch."""
+
+    path: str | None = None
+    """Checkpoint folder with model and processor."""
+    build: ModelSpec | None = None
+    """Sizes of a model from scratch."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Used with `build` only."""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.build is None):
+            raise explain(
+                what="exactly one of model.path and model.build must be given",
+                where="YAML section `model`",
+                fix="path: start from a checkpoint; build: start from scratch",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """One data source of the mixture."""
+
+    kind: str
+    """Name in `infinity_mm.data.sources.SOURCES`."""
+    weight: float = 1.0
+    """Times each of its samples is seen in one epoch."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the source, for example path, turns, or the wind tunnel's tasks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupConfig:
+    """Optimiser settings of one part of the model."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; norms, biases and embeddings are never decayed."""
+    freeze: bool = False
+    """Do not train this part."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over the run, as a factor of each group's peak."""
+
+    name: Literal["wsd", "cosine", "constant"] = "wsd"
+    """`wsd`: warm up, stay, decay at the end (MiniCPM); `cosine`: warm up, half a cosine; `constant`: warm up, stay."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    decay_fraction: float = 0.2
+    """Last part of the run over which `wsd` decays."""
+    decay_steps: int | None = None
+    """The same in steps; goes before `decay_fraction`."""
+    final_ratio: float = 0.1
+    """Factor at the end of `wsd` and `cosine`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay_fraction <= 1 or not 0 <= self.final_ratio <= 1:
+            raise explain(
+                what=f"decay_fraction={self.decay_fraction}, final_ratio={self.final_ratio}",
+                where="YAML section `schedule`",
+                fix="both lie between 0 and 1",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftConfig:
+    """One fine-tuning run."""
+
+    out_dir: Path
+    """Folder of checkpoints, metrics and the final model."""
+    model: StartConfig
+    """Where the weights come from."""
+    data: tuple[DataConfig, ...]
+    """The mixture."""
+    row_tokens: int
+    """Positions of one packed row; also the longest sample."""
+    global_batch_rows: int
+    """Rows of one optimiser step, over all processes and micro-steps."""
+    micro_batch_rows: int
+    """Rows of one forward pass of one process."""
+    steps: int | None = None
+    """Optimiser steps; or give `epochs`."""
+    epochs: float | None = None
+    """Passes over the mixture; costs one pass over the texts at the start, to count rows."""
+    window: int = 256
+    """Samples packed together."""
+    over_long: Literal["drop", "error"] = "drop"
+    """What happens to a sample longer than a row; drops are counted and listed in dropped.jsonl."""
+    vision_tower: GroupConfig = field(default_factory=GroupConfig)
+    """The vision tower."""
+    connector: GroupConfig = field(default_factory=GroupConfig)
+    """The connector."""
+    language_model: GroupConfig = field(default_factory=GroupConfig)
+    """The language model with embedding and head."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the run."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's betas."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: matrix products in bfloat16, weights and optimiser in float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    seed: int = 0
+    """Seed of sample order and of everything random in a step."""
+    num_workers: int = 2
+    """Background processes that render and encode."""
+    threads: int | None = None
+    """Threads of one process for matrix products; None leaves torch's choice."""
+    save_every_steps: int = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: int = 2
+    """Checkpoints kept."""
+    log_every_steps: int = 10
+    """Steps between progress lines; metrics.jsonl has every step."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the `train` extra)."""
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the final model's weights; checkpoints are always float32."""
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise explain(
+                what="exactly one of steps and epochs must be given",
+                where="training configuration",
+                fix="set steps for a source without end, epochs for a finite data set",
+            )
+        for name in ("row_tokens", "global_batch_rows", "micro_batch_rows", "window", "save_every_steps", "keep_last"):
+            if getattr(self, name) < 1:
+                raise explain(
+                    what=f"{name}={getattr(self, name)}", where="training configuration", fix="give at least 1"
+                )
+        if self.vision_tower.freeze and self.connector.freeze and self.language_model.freeze:
+            raise explain(
+                what="every part of the model is frozen",
+                where="training configuration",
+                fix="set freeze: false in vision_tower, connector or language_model",
+            )
+
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "out_dir", "steps", "epochs", "micro_batch_rows", "gradient_checkpointing", "num_workers", "threads",
+        "save_every_steps", "keep_last", "log_every_steps", "tensorboard", "save_dtype",
+    }
+)  # fmt: skip
+"""Keys that change speed, length or output, but not what a step computes."""

@@ -1,0 +1,230 @@
+"""One fine-tuning run from configuration to exported model.
+
+    config --start or resume--> model, mixture --run_steps--> checkpoints --> out_dir/model
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, GradientState
+
+import infinity_mm
+from infinity_mm.config import to_plain
+from infinity_mm.data.encode import Encoder
+from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, WindowDataset, count_rows
+from infinity_mm.data.mixture import Mixture
+from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
+from infinity_mm.model.processor import InfinityMMProcessor
+from infinity_mm.training.checkpoint import (
+    TrainerState,
+    checkpoints,
+    load_optimizer,
+    read_state,
+    refuse_other_run,
+    save_checkpoint,
+    save_model,
+)
+from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, SftConfig
+from infinity_mm.training.loop import Hooks, Stop, run_steps
+from infinity_mm.training.metrics import Reporter, StepMetrics
+from infinity_mm.training.optim import build_optimizer, freeze
+from infinity_mm.training.schedule import lr_factor
+from infinity_mm.training.start import build_mixture, load_model, start_model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a run left behind."""
+
+    model_dir: Path | None
+    """The exported model; None when the run was stopped early."""
+    steps: int
+    """Finished steps."""
+    loss: float | None
+    """Loss of the last step; None when nothing was left to do."""
+    samples: int
+    """Samples trained on."""
+    images: int
+    """Images trained on."""
+    dropped: int
+    """Samples dropped, listed in dropped.jsonl."""
+
+
+def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
+    """Train, or go on with the latest complete checkpoint in `out_dir`; the same call starts and resumes."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    accelerator = _accelerator(config)
+    main = accelerator.is_main_process
+    out_dir = config.out_dir
+    out_dir.mkdir(parents=True, exist_ok=True)
+    mixture = build_mixture(config)
+    model, processor, resumed = _model(config, mixture)
+    dataset = WindowDataset(mixture, Encoder(processor), _loader_config(config))
+    state = _state(config, mixture, dataset, resumed)
+    lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
+    freeze(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.to(accelerator.device)
+    optimizer = build_optimizer(model, config)
+    if resumed is not None:
+        load_optimizer(resumed, model, optimizer)
+    loader = RowLoader(
+        dataset, state=state.loader, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
+    wrapped = accelerator.prepare(model)
+    stop = Stop()
+    reporter = None
+    if main:
+        _write_run(out_dir, config, mixture, accelerator)
+        reporter = Reporter(
+            out_dir,
+            total_steps=state.total_steps,
+            first_step=state.step,
+            every=config.log_every_steps,
+            tensorboard=config.tensorboard,
+            quiet=quiet,
+        )
+        reporter.say(_greeting(config, model, mixture, state, accelerator))
+    last: list[StepMetrics] = []
+
+    def log(metrics: StepMetrics) -> None:
+        last[:] = [metrics]
+        if reporter is not None:
+            reporter.log(metrics)
+
+    def drops(batch: StepBatch) -> None:
+        if main and batch.dropped:
+            with (out_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(drop)) + "\n" for drop in batch.dropped)
+
+    def save(now: TrainerState) -> None:
+        accelerator.wait_for_everyone()
+        if main:
+            save_checkpoint(
+                out_dir,
+                model=model,
+                processor=processor,
+                optimizer=optimizer,
+                state=now,
+                keep_last=config.keep_last,
+            )
+        accelerator.wait_for_everyone()
+
+    with stop.on_sigterm():
+        state = run_steps(
+            accelerator, wrapped, optimizer, loader, state, config, Hooks(log=log, drops=drops, save=save), stop
+        )
+    done = state.step == state.total_steps
+    if main and done:
+        save_model(out_dir / "model", model=model, processor=processor, dtype=config.save_dtype)
+    accelerator.wait_for_everyone()
+    if reporter is not None:
+        reporter.say(f"model: {out_dir / 'model'}" if done else f"stopped at step {state.step}; run again to go on")
+        reporter.close()
+    accelerator.end_training()
+    return TrainResult(
+        model_dir=out_dir / "model" if done else None,
+        steps=state.step,
+        loss=last[0].loss if last else None,
+        samples=state.samples,
+        images=state.images,
+        dropped=state.dropped,
+    )
+
+
+def _accelerator(config: SftConfig) -> Accelerator:
+    """accelerate keeps its state for the life of the process; a second run in one process starts afresh."""
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    return Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        # A micro-batch without images leaves the vision tower without gradients on one process only.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def _model(
+    config: SftConfig, mixture: Mixture
+) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor, Path | None]:
+    """(model, processor, checkpoint it was resumed from)."""
+    saved = checkpoints(config.out_dir)
+    if not saved:
+        return *start_model(config.model, mixture), None
+    refuse_other_run(read_state(saved[-1]), to_plain(config), mixture.fingerprint, MAY_CHANGE_ON_RESUME)
+    return *load_model(saved[-1]), saved[-1]
+
+
+def _state(config: SftConfig, mixture: Mixture, dataset: WindowDataset, resumed: Path | None) -> TrainerState:
+    """Where the run starts."""
+    total_steps = config.steps
+    if total_steps is None:
+        assert config.epochs is not None
+        total_steps = max(1, round(config.epochs * count_rows(dataset) / config.global_batch_rows))
+    plain: dict[str, Any] = to_plain(config)
+    if resumed is not None:
+        return replace(read_state(resumed), total_steps=total_steps, config=plain)
+    return TrainerState(
+        step=0,
+        loader=LoaderState(),
+        total_steps=total_steps,
+        samples=0,
+        tokens=0,
+        images=0,
+        dropped=0,
+        data_fingerprint=mixture.fingerprint,
+        config=plain,
+    )
+
+
+def _loader_config(config: SftConfig) -> LoaderConfig:
+    return LoaderConfig(
+        row_tokens=config.row_tokens,
+        global_batch_rows=config.global_batch_rows,
+        micro_batch_rows=config.micro_batch_rows,
+        window=config.window,
+        over_long=config.over_long,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+
+
+def _write_run(out_dir: Path, config: SftConfig, mixture: Mixture, accelerator: Accelerator) -> None:
+    """run.json: enough to do the run again."""
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow")
+    run = {
+        "config": to_plain(config),
+        "data_fingerprint": mixture.fingerprint,
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "python": platform.python_version(),
+        "versions": {"infinity-mm": infinity_mm.__version__, **{name: version(name) for name in packages}},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    (out_dir / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+
+
+def _greeting(
+    config: SftConfig,
+    model: InfinityMMForConditionalGeneration,
+    mixture: Mixture,
+    state: TrainerState,
+    accelerator: Accelerator,
+) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (
+        f"{'resuming at step ' + str(state.step) if state.step else 'starting'}: {state.total_steps} steps of "
+        f"{config.global_batch_rows} rows x {config.row_tokens} tokens, {len(mixture)} samples an epoch, "
+        f"{trained / 1e6:.2f}M trained parameters, {config.precision}, {accelerator.num_processes} process(es) "
+        f"on {accelerator.device}"
+    )

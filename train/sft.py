@@ -1,0 +1,39 @@
+"""Fine-tune a vision-language model.
+
+    accelerate launch train/sft.py --config configs/train/tiny.yaml key=value ...
+
+The same command again goes on with the latest complete checkpoint in `out_dir`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infinity_mm.config import load_config
+from infinity_mm.errors import UserError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__)
+def main(
+    config: Annotated[Path, typer.Option(help="YAML file; the keys are the fields of SftConfig.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example steps=200 data.0=...")] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
+) -> None:
+    """Parse, build, run, report."""
+    from infinity_mm.training.config import SftConfig  # heavy imports wait until --help is out of the way
+    from infinity_mm.training.sft import train
+
+    try:
+        train(load_config(SftConfig, config, overrides or []), quiet=quiet)
+    except UserError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    app()
