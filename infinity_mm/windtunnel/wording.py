@@ -36,7 +36,7 @@ class Query:
     type: str
     """Instruction type."""
     args: Args
-    """What it is about, in lower case."""
+    """What it is about; in lower case where the query was parsed."""
 
 
 @dataclass(frozen=True, kw_only=True)

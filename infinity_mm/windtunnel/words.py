@@ -1,4 +1,4 @@
-"""The whole vocabulary of the drawn world: every word, color and place that an image can show or a text can use."""
+"""The vocabulary of the drawn world: every word, color and place that an image can show."""
 
 from typing import Final
 
@@ -41,6 +41,8 @@ ITEMS: Final = (
     "Soup", "Salt", "Nuts", "Oil", "Beef", "Bean", "Kiwi", "Lime", "Fig", "Mint", "Leek", "Ham",
 )  # fmt: skip
 """Labels of bars and of table rows."""
+MAX_VALUE: Final = 20
+"""Highest value of a bar; the axis always ends here, so that heights can be compared between charts."""
 TITLES: Final = ("Sales", "Shop", "Farm", "Menu", "Trade", "Week", "Store", "Fair")
 ITEM_HEADERS: Final = ("Item", "Food")
 NUMBER_HEADERS: Final = ("Qty", "Price", "Cost", "Sold", "Stock", "Rank", "Votes", "Bags")

@@ -18,7 +18,7 @@ from infinity_mm.windtunnel.families.base import Layout, text_budget
 from infinity_mm.windtunnel.scene import Scene
 from infinity_mm.windtunnel.words import FAMILIES
 
-__all__ = ["Split", "boxes_px", "png_bytes", "render", "sample_scene", "text_budget"]
+__all__ = ["Split", "boxes_px", "drawn_texts", "png_bytes", "render", "sample_scene", "text_budget"]
 
 Split = Literal["train", "held_out"]
 
@@ -47,6 +47,11 @@ def sample_scene(*, world_seed: int, index: int, split: Split, family: str | Non
 def boxes_px(scene: Scene) -> Layout:
     """Where each element of the scene is drawn, in pixels."""
     return FAMILY_BY_NAME[scene.family].layout(scene)
+
+
+def drawn_texts(scene: Scene) -> list[str]:
+    """Everything that is written on the image; within `text_budget` of its size."""
+    return [text for text in FAMILY_BY_NAME[scene.family].texts(scene) if text]
 
 
 def render(scene: Scene) -> Image.Image:

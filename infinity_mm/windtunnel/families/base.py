@@ -27,6 +27,8 @@ class Family:
     """Draw one scene."""
     layout: Callable[[Scene], Layout]
     """Where everything lies: a pure function of the scene."""
+    texts: Callable[[Scene], list[str]]
+    """Everything that is written on the image."""
     draw: Callable[[Scene, Layout, Image.Image], None]
     """Paint the scene on a fresh image."""
 

@@ -19,14 +19,13 @@ from infinity_mm.windtunnel.families.base import (
     write,
 )
 from infinity_mm.windtunnel.scene import Bar, Box, ChartFacts, Scene
-from infinity_mm.windtunnel.words import COLOR_NAMES, COLORS, ITEMS, TITLES
+from infinity_mm.windtunnel.words import COLOR_NAMES, COLORS, ITEMS, MAX_VALUE, TITLES
 
 _USUAL: Final = (
     (64, 64), (64, 96), (80, 80), (96, 96), (128, 64), (112, 112), (128, 96), (128, 128), (96, 128),
     (192, 80), (160, 96), (256, 64),
 )  # fmt: skip
 _BIG: Final = ((192, 144), (192, 192), (256, 192))
-MAX_VALUE: Final = 20
 _INK: Final = (20, 20, 24)
 
 
@@ -50,7 +49,7 @@ def sample(rng: random.Random) -> Scene:
 
 
 def drawn_texts(facts: ChartFacts) -> list[str]:
-    """Everything that is written on the image."""
+    """Everything that is written on the image with these facts."""
     return [facts.title, *(bar.label for bar in facts.bars), *(str(bar.value) for bar in facts.bars)]
 
 
@@ -94,4 +93,10 @@ def draw(scene: Scene, boxes: Layout, image: Image.Image) -> None:
         write(pen, boxes["title"], scene.facts.title, font_px, _INK)
 
 
-FAMILY: Final = Family(sample=sample, layout=layout, draw=draw)
+def texts(scene: Scene) -> list[str]:
+    """Everything that is written on the image."""
+    assert isinstance(scene.facts, ChartFacts)
+    return drawn_texts(scene.facts)
+
+
+FAMILY: Final = Family(sample=sample, layout=layout, texts=texts, draw=draw)

@@ -85,7 +85,7 @@ def field_value(rng: random.Random, field: str) -> str:
 
 
 def drawn_texts(facts: DocumentFacts) -> list[str]:
-    """Everything that is written on the image."""
+    """Everything that is written on the image with these facts."""
     return [line.text for line in facts.lines]
 
 
@@ -136,4 +136,10 @@ def draw(scene: Scene, boxes: Layout, image: Image.Image) -> None:
             pen.text((round(box.x0), middle), text, font=font(scene.cosmetic.font_px), fill=ink, anchor="lm")
 
 
-FAMILY: Final = Family(sample=sample, layout=layout, draw=draw)
+def texts(scene: Scene) -> list[str]:
+    """Everything that is written on the image."""
+    assert isinstance(scene.facts, DocumentFacts)
+    return drawn_texts(scene.facts)
+
+
+FAMILY: Final = Family(sample=sample, layout=layout, texts=texts, draw=draw)

@@ -101,4 +101,4 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     ]
 
 
-FAMILY: Final = Family(sample=sample, layout=layout, draw=draw)
+FAMILY: Final = Family(sample=sample, layout=layout, texts=lambda scene: [], draw=draw)

@@ -49,7 +49,7 @@ def sample(rng: random.Random) -> Scene:
 
 
 def drawn_texts(facts: TableFacts) -> list[str]:
-    """Everything that is written on the image."""
+    """Everything that is written on the image with these facts."""
     return [text for row in cell_texts(facts) for text in row]
 
 
@@ -102,4 +102,10 @@ def draw(scene: Scene, boxes: Layout, image: Image.Image) -> None:
             write(pen, box, text, scene.cosmetic.font_px, _INK)
 
 
-FAMILY: Final = Family(sample=sample, layout=layout, draw=draw)
+def texts(scene: Scene) -> list[str]:
+    """Everything that is written on the image."""
+    assert isinstance(scene.facts, TableFacts)
+    return drawn_texts(scene.facts)
+
+
+FAMILY: Final = Family(sample=sample, layout=layout, texts=texts, draw=draw)

@@ -17,7 +17,7 @@ from infinity_mm.windtunnel.kinds.base import (
     yes_no,
 )
 from infinity_mm.windtunnel.scene import Bar, ChartFacts
-from infinity_mm.windtunnel.words import COLOR_NAMES, ITEMS, TITLES, listing
+from infinity_mm.windtunnel.words import COLOR_NAMES, ITEMS, MAX_VALUE, TITLES, listing
 
 _FAMILIES: Final = ("chart",)
 
@@ -124,13 +124,16 @@ def _extreme_kind(type: str, word: str, sign: int, templates: tuple[str, str]) -
         )
 
     def forge(facts: ChartFacts, args: Args, answer: str) -> ChartFacts | None:
-        """Make the named bar the winner, or, where it is not in the chart, rename the winner."""
+        """Make the named bar the winner; rename the winner instead where the chart has no such bar."""
         best = max(range(len(facts.bars)), key=lambda i: sign * facts.bars[i].value)
         i = _bar(facts, answer)
         if i is None:
             return _with(facts, best, replace(facts.bars[best], label=answer))
         value = facts.bars[best].value + sign
-        return _with(facts, i, replace(facts.bars[i], value=value)) if value >= 0 else None
+        if 1 <= value <= MAX_VALUE:
+            return _with(facts, i, replace(facts.bars[i], value=value))
+        lowered = _with(facts, best, replace(facts.bars[best], value=facts.bars[i].value))
+        return _with(lowered, i, replace(facts.bars[i], value=facts.bars[best].value))
 
     return Kind[ChartFacts](
         type=type,
@@ -287,7 +290,7 @@ def _arithmetic_kind(name: str, templates: tuple[str, str]) -> Kind[ChartFacts]:
             fixed = facts.bars[j].value
             values = (fixed + wanted, fixed - wanted) if name == "difference" else (wanted - fixed,)
             candidates += [
-                (abs(value - facts.bars[i].value), i, value) for value in values if 0 < value <= 20
+                (abs(value - facts.bars[i].value), i, value) for value in values if 1 <= value <= MAX_VALUE
             ]
         if not candidates:
             return None

@@ -156,12 +156,14 @@ def _find_place(facts: ShapesFacts, args: Args) -> Finding | None:
 def _near_places(facts: ShapesFacts, args: Args) -> list[str]:
     i = _the(facts, args[0])
     assert i is not None
-    thing = facts.things[i]
-    return [
-        place
-        for k, place in enumerate(PLACE_NAMES)
-        if abs(k // 3 - thing.row) + abs(k % 3 - thing.column) == 1 and place in _free_places(facts)
-    ]
+    here = facts.things[i]
+
+    def steps(place: str) -> int:
+        other = _in_place(here, place)
+        return abs(other.row - here.row) + abs(other.column - here.column)
+
+    free = sorted(_free_places(facts), key=steps)
+    return [place for place in free if steps(place) == 1] or free
 
 
 def _forge_place(facts: ShapesFacts, args: Args, answer: str) -> ShapesFacts | None:

@@ -65,7 +65,8 @@ def _find_cell(facts: TableFacts, args: Args) -> Finding | None:
 
 def _near_cells(facts: TableFacts, args: Args) -> list[str]:
     r, c = _row(facts, args[1]), _column(facts, args[0])
-    assert r is not None and c is not None
+    assert r is not None
+    assert c is not None
     neighbors = [row.numbers[c] for row in facts.rows] + list(facts.rows[r].numbers)
     return [*near_numbers(facts.rows[r].numbers[c]), *map(str, neighbors)]
 
@@ -107,7 +108,7 @@ def _extreme_kind(word: str, sign: int) -> Kind[TableFacts]:
         )
 
     def forge(facts: TableFacts, args: Args, answer: str) -> TableFacts | None:
-        """Make the named row the winner, or, where it is not in the table, rename the winner."""
+        """Make the named row the winner; rename the winner instead where the table has no such row."""
         c = _column(facts, args[0])
         if c is None:
             return None
@@ -116,7 +117,10 @@ def _extreme_kind(word: str, sign: int) -> Kind[TableFacts]:
         if r is None:
             return replace(facts, rows=replaced(facts.rows, best, replace(facts.rows[best], item=answer)))
         number = facts.rows[best].numbers[c] + sign
-        return _with_number(facts, r, c, number) if number >= 0 else None
+        if 0 <= number <= 99:
+            return _with_number(facts, r, c, number)
+        lowered = _with_number(facts, best, c, facts.rows[r].numbers[c])
+        return _with_number(lowered, r, c, facts.rows[best].numbers[c])
 
     return Kind[TableFacts](
         type=f"table/extreme/{word}",
