@@ -95,7 +95,7 @@ class _RowAdder(Loader):
         self._loader.exec_module(module)
         _add_rows(module)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the other loader has)
+    def __getattr__(self, name: str) -> Any:
         """Everything else (`get_source`, `is_package`) is the module's own loader's."""
         return getattr(self._loader, name)
 

@@ -1,7 +1,7 @@
 """Build a model and its processor from scratch, for given sizes."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
@@ -80,8 +80,8 @@ def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> Infinit
         max_position_embeddings=spec.max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     return InfinityMMConfig(
         vision_config=vision,
@@ -103,7 +103,7 @@ def build_processor(config: InfinityMMConfig, tokenizer: PreTrainedTokenizerFast
     return InfinityMMProcessor(
         image_processor=InfinityMMImageProcessor.from_config(config),
         tokenizer=tokenizer,
-        chat_template=tokenizer.chat_template,
+        chat_template=cast(str, tokenizer.chat_template),
     )
 
 
@@ -120,6 +120,6 @@ def build_model(
         model = InfinityMMForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.get_vocab()[END_OF_TEXT]],
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     return model, build_processor(config, tokenizer)

@@ -1,6 +1,6 @@
 """The model's configuration: sub-configurations, slicing settings and schema token ids."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -12,7 +12,7 @@ class InfinityMMConfig(PreTrainedConfig):
     """Everything needed to build the model and to plan its image views; saved as `config.json`."""
 
     model_type = "infinity_mm"
-    sub_configs = {"text_config": AutoConfig, "vision_config": SiglipVisionConfig}  # noqa: RUF012 (transformers' form)
+    sub_configs = cast(Any, {"text_config": AutoConfig, "vision_config": SiglipVisionConfig})
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     """SigLIP vision tower; `image_size / patch_size` is the side of its position table."""

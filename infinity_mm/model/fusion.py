@@ -13,6 +13,12 @@ def fuse(
     embeds_BTE: Float[Tensor, "B T E"], is_image_BT: Bool[Tensor, "B T"], features_KE: Float[Tensor, "K E"]
 ) -> Float[Tensor, "B T E"]:
     """Replace the k-th placeholder, in reading order, by the k-th feature; UserError when the counts differ."""
+    check_counts(is_image_BT, features_KE)
+    return embeds_BTE.masked_scatter(is_image_BT.unsqueeze(-1), features_KE.to(embeds_BTE.dtype))
+
+
+def check_counts(is_image_BT: Bool[Tensor, "B T"], features_KE: Float[Tensor, "K E"]) -> None:
+    """Raise UserError with both counts unless there is one feature per placeholder."""
     num_placeholders, num_features = int(is_image_BT.sum()), features_KE.shape[0]
     if num_placeholders != num_features:
         raise explain(
@@ -20,4 +26,3 @@ def fuse(
             where="fuse (InfinityMMModel.forward)",
             fix="do not truncate inside an image; expand placeholders and cut views from the same slice plan",
         )
-    return embeds_BTE.masked_scatter(is_image_BT.unsqueeze(-1), features_KE.to(embeds_BTE.dtype))

@@ -1,15 +1,17 @@
 """From images to the packed patches the model reads, through the slice planner.
 
-    images --upright RGB, plan_slices, cut_views, to_patches--> pixel_values (P, 3 * patch^2), view_shapes (V, 3)
+    images --upright RGB--> plan_slices --> cut_views --to_patches--> pixel_values, view_shapes, image_sizes
+
+Legend: P patches of all views, V views.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput, make_flat_list_of_images, to_numpy_array
-from PIL import Image
 
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
@@ -81,7 +83,8 @@ class InfinityMMImageProcessor(BaseImageProcessor):
         """
         config = self.slice_config()
         patches, shapes, sizes = [], [], []
-        for index, image in enumerate(make_flat_list_of_images(self.fetch_images(images))):
+        fetched = self.fetch_images(cast(Any, images))
+        for index, image in enumerate(cast(list[Any], make_flat_list_of_images(cast(Any, fetched)))):
             picture = _picture(image)
             plan = plan_slices(*picture.size, config)
             for view, (rows, columns) in zip(cut_views(picture, plan), plan.view_shapes, strict=True):

@@ -1,6 +1,6 @@
-"""The model for transformers: vision tower, connector and language model, with a loss that skips unlabelled positions.
+"""The model for transformers: vision tower, connector, language model, and a loss at labelled positions only.
 
-    pixel_values, view_shapes --vision_tower, connector--> image features --fuse--> embeddings --language_model--> ...
+    pixel_values, view_shapes --vision_tower, connector--> image features --fuse--> embeddings --language_model-->
 
 Legend: B batch rows, T positions, P patches, V views, K image features, E text width, M labelled positions.
 """
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from infinity_mm.errors import explain
+from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.connector import CONNECTORS
-from infinity_mm.model.fusion import fuse
+from infinity_mm.model.fusion import check_counts, fuse
 from infinity_mm.model.vision_tower import VisionTower
 
 IGNORED_LABEL = -100
@@ -51,7 +52,7 @@ class InfinityMMPreTrainedModel(PreTrainedModel):
 
     config: InfinityMMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # pyright: ignore[reportAssignmentType] (transformers uses tuples too)
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "Qwen2DecoderLayer"]  # noqa: RUF012 (transformers' form)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -139,7 +140,9 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
                     where="InfinityMMModel.forward",
                     fix="pass both, as the processor and the collator return them",
                 )
-            image_features = cast(list[Tensor], self.get_image_features(pixel_values, view_shapes, return_dict=False))
+            image_features = cast(
+                list[Tensor], self.get_image_features(pixel_values, view_shapes, return_dict=False)
+            )
         if image_features is not None:
             inputs_embeds = self._with_images(input_ids, inputs_embeds, image_features)
         return self.language_model(
@@ -169,7 +172,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         if not isinstance(mask, Tensor) or mask.dim() != 4:
             return mask
         kernel = self.language_model.config._attn_implementation
-        if kernel == "sdpa":
+        if kernel in ("sdpa", SDPA_FLOAT32):
             return mask
         if kernel == "eager":
             if mask.dtype != torch.bool:
@@ -261,12 +264,14 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         logits = self.lm_head(hidden_BTE[:, kept, :])
         return InfinityMMOutput(logits=logits, past_key_values=outputs.past_key_values, **rest)
 
-    def _token_losses(self, hidden_BTE: Float[Tensor, "B T E"], labels: Int[Tensor, "B T"]) -> Float[Tensor, " M"]:
+    def _token_losses(
+        self, hidden_BTE: Float[Tensor, "B T E"], labels: Int[Tensor, "B T"]
+    ) -> Float[Tensor, " M"]:
         """Cross entropy in float32 of each position whose next token has a label."""
         next_labels = labels[:, 1:]
         labelled = next_labels != IGNORED_LABEL
         logits = self.lm_head(hidden_BTE[:, :-1][labelled])
-        return F.cross_entropy(logits.float(), next_labels[labelled], reduction="none")
+        return functional.cross_entropy(logits.float(), next_labels[labelled], reduction="none")
 
     def prepare_inputs_for_generation(
         self,
@@ -278,10 +283,43 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Images are passed at prefill only; afterwards they live in the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
         if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs |= {"pixel_values": pixel_values, "view_shapes": view_shapes, "image_features": image_features}
+            inputs |= {
+                "pixel_values": pixel_values,
+                "view_shapes": view_shapes,
+                "image_features": image_features,
+            }
         return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Several outputs per prompt: images are encoded once and each row's features repeated with the row."""
+        if expand_size > 1 and input_ids is not None:
+            pixel_values = model_kwargs.pop("pixel_values", None)
+            view_shapes = model_kwargs.pop("view_shapes", None)
+            features = model_kwargs.get("image_features")
+            if features is None and pixel_values is not None:
+                features = self.get_image_features(pixel_values, view_shapes, return_dict=False)
+            if features is not None:
+                is_image_BT = input_ids == self.config.image_token_id
+                features_KE = torch.cat(list(features))
+                check_counts(is_image_BT, features_KE)
+                rows = features_KE.split(is_image_BT.sum(1).tolist())
+                model_kwargs["image_features"] = [row for row in rows for _ in range(expand_size)]
+        return super()._expand_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
 
 
 def _sub_configs(config: InfinityMMConfig) -> tuple[PreTrainedConfig, PreTrainedConfig]:

@@ -9,9 +9,9 @@ A batch equals one view at a time: padded patches are never keys, and each grid 
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import SiglipVisionConfig
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
@@ -33,7 +33,7 @@ class PatchEmbeddings(nn.Module):
     def forward(self, patches_PF: Float[Tensor, "P F"], grids: list[tuple[int, int]]) -> Float[Tensor, "P D"]:
         """Embed packed patches; `grids` holds (rows, columns) of each view, in order."""
         weight = self.patch_embedding.weight.flatten(1)
-        embedded_PD = F.linear(patches_PF.to(weight.dtype), weight, self.patch_embedding.bias)
+        embedded_PD = functional.linear(patches_PF.to(weight.dtype), weight, self.patch_embedding.bias)
         return (embedded_PD.float() + self.positions(grids)).to(weight.dtype)
 
     def positions(self, grids: list[tuple[int, int]]) -> Float[Tensor, "P D"]:
@@ -100,7 +100,7 @@ class VisionTower(SiglipPreTrainedModel):
 def _bicubic(table_1Dss: Float[Tensor, "1 D s s"], grid: tuple[int, int]) -> Float[Tensor, "1 D r c"]:
     """Resize without autocast, which would fall to a lower precision on some devices."""
     with torch.autocast(table_1Dss.device.type, enabled=False):
-        return F.interpolate(table_1Dss, size=grid, mode="bicubic", align_corners=False)
+        return functional.interpolate(table_1Dss, size=grid, mode="bicubic", align_corners=False)
 
 
 def _real(lengths: list[int], device: torch.device) -> Bool[Tensor, "V N"]:

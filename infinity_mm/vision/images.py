@@ -8,6 +8,7 @@ any pixel is decoded.
 
 import io
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,10 +20,14 @@ from infinity_mm.vision.slicing import SlicePlan
 
 MAX_PIXELS = 89_478_485
 """Default limit on width * height: a quarter of 1 GiB in RGB, also Pillow's warning threshold."""
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
-"""What is opened at all; formats that start other programs (EPS) are left out on purpose."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""What is opened at all (JPEG covers MPO, which phones write). Left out on purpose: EPS (starts another
+program), TGA (takes any bytes for an image), ICO (its header does not bound the size of what it holds)."""
 NOTE = "infinity_mm_note"
 """Key in `Image.info` where a decoded picture says what was left out of it."""
+
+_SHORT = ("truncated", "incomplete", "premature", "end of file")
+"""Words by which decoders say that bytes are missing."""
 
 
 class BadImage(ValueError):  # noqa: N818 (a fact about the image, not a programming error)
@@ -56,13 +61,17 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int 
         raise BadImage("too_many_pixels", f"{width}x{height} px, limit {max_pixels}")
     if min(width, height) < min_side_px:
         raise BadImage("too_small", f"{width}x{height} px, each side needs {min_side_px}")
-    num_frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "WEBP", "PNG", "AVIF", "TIFF") else 1
     try:
+        num_frames = (
+            1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        )  # MPO: a photo and its thumbnail
         image.load()
         picture = upright_rgb(image)
     except Exception as error:  # decoders raise anything on hostile bytes; every such file has the same fate
-        short = any(word in str(error).lower() for word in ("truncated", "incomplete", "premature", "end of file"))
-        raise BadImage("truncated" if short else "undecodable", f"{type(error).__name__}: {error}") from error
+        is_short = any(word in str(error).lower() for word in _SHORT)
+        raise BadImage(
+            "truncated" if is_short else "undecodable", f"{type(error).__name__}: {error}"
+        ) from error
     if num_frames > 1:
         picture.info[NOTE] = f"first of {num_frames} frames"
     return picture
@@ -71,13 +80,20 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int 
 def _open(data: bytes) -> Image.Image:
     """Read the header only."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=_supported_formats())
     except UnidentifiedImageError as error:
         raise BadImage("not_an_image", f"{len(data)} bytes in no known format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too_many_pixels", str(error)) from error
     except Exception as error:  # a damaged header raises whatever its parser raises
         raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error
+
+
+@cache
+def _supported_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this build of Pillow can open; it registers its plugins lazily."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -102,13 +118,12 @@ def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
     """
     wide = np.nan_to_num(values.astype(np.float64))
     low, high = float(wide.min()), float(wide.max())
+    bottom, top = 0.0, 65535.0
     if mode == "F":
-        known = (0.0, 1.0) if high <= 1 else (0.0, 255.0)
-    else:
-        known = (0.0, 65535.0)
-    if low < known[0] or high > known[1]:
-        known = (low, high)
-    scaled = (wide - known[0]) * (255 / (known[1] - known[0]))
+        top = 1.0 if high <= 1 else 255.0
+    if low < bottom or high > top:
+        bottom, top = low, high
+    scaled = (wide - bottom) * (255 / max(top - bottom, 1e-9))
     return scaled.round().astype(np.uint8)
 
 
@@ -133,7 +148,8 @@ def _on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture itself, or on a white canvas where one side was padded."""
     if image.size == size:
         return image
-    if image.width > size[0] or image.height > size[1] or (image.width != size[0] and image.height != size[1]):
+    longer = (size[0] - image.width, size[1] - image.height)
+    if min(longer) != 0:
         raise explain(
             what=f"the picture is {image.width}x{image.height} px, the plan is for {size[0]}x{size[1]} px",
             where="cut_views",

@@ -67,7 +67,9 @@ class SliceConfig:
     def __post_init__(self) -> None:
         where = "SliceConfig"
         if self.patch_px < 1:
-            raise explain(what=f"patch_px={self.patch_px} is not positive", where=where, fix="set it to 14 or 16")
+            raise explain(
+                what=f"patch_px={self.patch_px} is not positive", where=where, fix="set it to 14 or 16"
+            )
         if self.cell_px < 1 or self.cell_px % self.patch_px:
             raise explain(
                 what=f"align_px={self.align_px} is not a positive multiple of patch_px={self.patch_px}",
@@ -87,7 +89,9 @@ class SliceConfig:
                 fix="set max_slices to 0 (never slice) or more, usually 6 or 9",
             )
         if self.rounding not in ("floor", "round"):
-            raise explain(what=f"rounding={self.rounding!r} is not known", where=where, fix="use 'floor' or 'round'")
+            raise explain(
+                what=f"rounding={self.rounding!r} is unknown", where=where, fix="use 'floor' or 'round'"
+            )
 
     @property
     def cell_px(self) -> int:
