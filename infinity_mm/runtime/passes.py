@@ -1,6 +1,6 @@
 """The pass contract: a resumable step over the whole set with its own committed output.
 
-    units --PassWorker.run--> UnitResult --commit--> shard + ledger + dropped + quarantine, then one manifest entry
+units --PassWorker.run--> UnitResult --commit--> shard + ledger + dropped + quarantine, then one manifest entry
 """
 
 from __future__ import annotations

@@ -1,0 +1,49 @@
+"""Image bytes by reference: from where they lie, or from the run's own store, and always the bytes that were meant."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import final
+
+from infinity_mm.record import ImageRef
+from infinity_mm.storage import files
+
+
+@final
+@dataclass(frozen=True)
+class RunImages:
+    """The `ImageReader` of a run; small and picklable."""
+
+    folder: str
+    """The content-addressed store: `<folder>/ab/<sha256>`, for images that have no file of their own."""
+
+    def read(self, image: ImageRef) -> bytes:
+        """Return the encoded bytes; raises `BadImage` when they are missing or changed."""
+        # Here, because it loads Pillow and friends, and not every worker reads images.
+        from infinity_mm.vision.images import BadImage
+
+        problem = BadImage("missing_image", f"no file at {image.uri}")
+        for url in dict.fromkeys(
+            (image.uri, self._url(image.sha256))
+        ):  # the store too: the run may have moved
+            try:
+                data = files.read(url)
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    problem = BadImage("unreadable_image", f"{url}: {error}")
+                continue
+            if hashlib.sha256(data).hexdigest() == image.sha256:
+                return data
+            problem = BadImage("changed_image", f"{url} is not the file that was read first")
+        raise problem
+
+    def store(self, data: bytes) -> str:
+        """Keep image bytes in the run directory and return where."""
+        url = self._url(hashlib.sha256(data).hexdigest())
+        if not files.exists(url):
+            files.write(url, data)
+        return url
+
+    def _url(self, sha256: str) -> str:
+        return files.join(self.folder, sha256[:2], sha256)

@@ -1,0 +1,260 @@
+"""The Ray executor: one actor per worker, each with its own open pass worker and two units in flight.
+
+units --> queue --> actor (open once, work, commit) --counts--> driver
+             ^-- units of an actor that died, at most a few times, then one at a time
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import traceback
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, final
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from infinity_mm.errors import UserError, explain
+from infinity_mm.runtime.passes import Unit
+from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Done, Failed, OpenWorker, PassWork
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class RayExecutor:
+    """Works units in Ray actors, which are kept for the next pass until the executor is closed."""
+
+    def __init__(
+        self,
+        *,
+        num_workers: int,
+        cpus_per_worker: int = 1,
+        gpus_per_worker: float = 0.0,
+        address: str | None = None,
+        max_attempts: int = 3,
+    ) -> None:
+        """`max_attempts`: how often a unit may be started on workers that die under it."""
+        self._num_workers = num_workers
+        self._cpus = cpus_per_worker
+        self._gpus = gpus_per_worker
+        self._address = address
+        self._max_attempts = max_attempts
+        self._idle: list[Any] = []
+        self._started_ray = False
+
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
+        """Yield one result per unit, in the order in which they finish."""
+        self._start_ray()
+        return _Mapping(self, work, units, max_attempts=self._max_attempts).results(self._num_workers)
+
+    def take_actor(self) -> Any:
+        """Return an actor of an earlier pass, or start one."""
+        if self._idle:
+            return self._idle.pop()
+        return _Actor.options(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_concurrency=UNITS_IN_FLIGHT + 2,
+            scheduling_strategy="SPREAD",
+            # Torch has one thread in a Ray worker unless this says otherwise.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._cpus)}},
+        ).remote()
+
+    def give_actor(self, actor: Any) -> None:
+        """Keep an actor whose pass worker is closed for the next pass."""
+        self._idle.append(actor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the actors back, and Ray too if it was started here."""
+        for actor in self._idle:
+            ray.kill(actor)
+        self._idle.clear()
+        if self._started_ray:
+            ray.shutdown()
+            self._started_ray = False
+
+    def _start_ray(self) -> None:
+        needed = self._num_workers * self._cpus
+        if not ray.is_initialized():
+            address = self._address or os.environ.get("RAY_ADDRESS") or "local"
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            if address == "local":
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a private cluster phones nobody
+                quiet |= {"include_dashboard": False, "num_cpus": max(needed, os.cpu_count() or 1)}
+                quiet |= {"object_store_memory": 100 * 2**20}  # only units and counts go through it
+            ray.init(address=address, **quiet)
+            self._started_ray = True
+        there = ray.cluster_resources().get("CPU", 0)
+        if there < needed:
+            fit = int(there // self._cpus)
+            _log.warning(
+                "The Ray cluster has %d CPUs, enough for %d of %d workers with %d CPUs each: the others wait for more.",
+                there,
+                fit,
+                self._num_workers,
+                self._cpus,
+            )
+
+
+@ray.remote
+class _Actor:
+    """One worker process."""
+
+    async def open(self, work: PassWork) -> Exception | None:
+        try:
+            self._worker = OpenWorker(work)
+            await self._worker.open()
+        except Exception as error:
+            return _portable(error)
+        return None
+
+    async def work(self, unit: Unit) -> Done | Failed:
+        outcome = await self._worker.work(unit)
+        if isinstance(outcome, Failed):
+            return Failed(unit=outcome.unit, error=_portable(outcome.error))
+        return outcome
+
+    async def close(self) -> Exception | None:
+        try:
+            await self._worker.close()
+        except Exception as error:
+            return _portable(error)
+        return None
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it survives pickling, else one that says the same; the traceback goes with it as a note."""
+    error.add_note("in a Ray worker:\n" + "".join(traceback.format_tb(error.__traceback__)).rstrip())
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        if type(copy) is type(error):
+            return error
+    except (
+        Exception
+    ) as problem:  # any class may break here in any way: the message must get through all the same
+        error.add_note(f"(and it could not be pickled: {problem})")
+    notes = "\n".join(getattr(error, "__notes__", []))
+    return RuntimeError(f"{type(error).__name__}: {error}\n{notes}")
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor as the driver sees it."""
+
+    actor: Any
+    units: list[Unit] = field(default_factory=list)
+    """Units in flight."""
+    is_open: bool = False
+
+
+@final
+class _Mapping:
+    """One pass over the units: who works on what, and what to do when a worker dies."""
+
+    def __init__(
+        self, owner: RayExecutor, work: PassWork, units: Sequence[Unit], *, max_attempts: int
+    ) -> None:
+        self._owner = owner
+        self._work = ray.put(work)
+        self._pass_name = work.pass_.name
+        self._fresh = deque(units)
+        self._again: deque[Unit] = deque()
+        """Units whose worker died: worked alone, so that the one that kills is told from its neighbours."""
+        self._attempts: Counter[str] = Counter()
+        self._max_attempts = max_attempts
+        self._failed_opens = 0
+        self._busy: dict[Any, tuple[_Worker, Unit | None]] = {}
+        """What each pending reference stands for: a unit, or None for opening the worker."""
+
+    def results(self, num_workers: int) -> Generator[Done | Failed, None, None]:
+        """Yield results until all units are done; actors of an unfinished mapping are killed."""
+        workers: set[_Worker] = set()
+        try:
+            for _ in range(min(num_workers, len(self._fresh))):
+                workers.add(self._start())
+            while self._busy:
+                (ref,), _ = ray.wait(list(self._busy), num_returns=1)
+                worker, unit = self._busy[ref]
+                try:
+                    outcome: Any = ray.get(ref)
+                except RayTaskError:
+                    raise  # ours or Ray's own code failed there: nothing that another try would mend
+                except RayError as error:
+                    workers.discard(worker)
+                    yield from self._bury(worker, error)
+                    if self._fresh or self._again:
+                        workers.add(self._start())
+                    continue
+                del self._busy[ref]
+                if unit is None:
+                    if outcome is not None:
+                        raise outcome
+                    worker.is_open = True
+                else:
+                    worker.units.remove(unit)
+                    yield outcome
+                for other in workers:  # all: a unit that came back may wait for an idle worker
+                    self._feed(other)
+            for worker in list(workers):
+                problem: Any = ray.get(worker.actor.close.remote())
+                if problem is not None:
+                    raise problem
+                workers.discard(worker)
+                self._owner.give_actor(worker.actor)
+        finally:
+            for worker in workers:
+                ray.kill(worker.actor)
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._owner.take_actor())
+        self._busy[worker.actor.open.remote(self._work)] = (worker, None)
+        return worker
+
+    def _feed(self, worker: _Worker) -> None:
+        if not worker.is_open:
+            return
+        if self._again and not worker.units:
+            self._send(worker, self._again.popleft())
+        alone = any(self._attempts[unit.id] > 1 for unit in worker.units)
+        while self._fresh and not alone and len(worker.units) < UNITS_IN_FLIGHT:
+            self._send(worker, self._fresh.popleft())
+
+    def _send(self, worker: _Worker, unit: Unit) -> None:
+        self._attempts[unit.id] += 1
+        worker.units.append(unit)
+        self._busy[worker.actor.work.remote(unit)] = (worker, unit)
+
+    def _bury(self, worker: _Worker, error: RayError) -> Iterator[Failed]:
+        """Forget a dead worker; its units are tried again, or reported if that was often enough."""
+        self._busy = {ref: job for ref, job in self._busy.items() if job[0] is not worker}
+        if not worker.is_open:
+            self._failed_opens += 1
+            if self._failed_opens >= self._max_attempts:
+                raise self._died(
+                    f"{self._failed_opens} workers died while opening pass `{self._pass_name}`", error
+                )
+        _log.warning(
+            "A worker of pass %s died; %d units are worked again", self._pass_name, len(worker.units)
+        )
+        for unit in worker.units:
+            if self._attempts[unit.id] < self._max_attempts:
+                self._again.append(unit)
+            else:
+                what = f"unit `{unit.id}` of pass `{self._pass_name}` took {self._max_attempts} workers down with it"
+                yield Failed(unit=unit.id, error=self._died(what, error))
+
+    def _died(self, what: str, error: RayError) -> UserError:
+        return explain(
+            what=what,
+            where=str(error).strip().splitlines()[0],
+            fix="most often memory: use smaller units or fewer workers; Ray's logs name the signal. "
+            "Run the same command again to go on",
+        )
