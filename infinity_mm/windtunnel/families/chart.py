@@ -59,7 +59,7 @@ def layout(scene: Scene) -> Layout:
     rng = random.Random(scene.cosmetic.seed)
     band = scene.cosmetic.font_px + 3
     top = band if scene.facts.title else 0
-    floor = scene.height - band
+    floor = scene.height - band - 1
     room = floor - top - band
     step = scene.width / len(scene.facts.bars)
     half = step * rng.uniform(0.24, 0.36)
@@ -71,7 +71,7 @@ def layout(scene: Scene) -> Layout:
         roof = floor - max(2, round(room * bar.value / MAX_VALUE))
         boxes[f"bar/{i}"] = Box(round(center - half), roof, round(center + half), floor)
         boxes[f"value/{i}"] = Box(i * step, roof - band, (i + 1) * step, roof)
-        boxes[f"label/{i}"] = Box(i * step, floor, (i + 1) * step, scene.height)
+        boxes[f"label/{i}"] = Box(i * step, floor, (i + 1) * step, floor + band)
     return boxes
 
 
