@@ -1,1 +1,1 @@
-"""Readers: image folder, LLaVA JSON, the wind tunnel; each lists items with an id, a place and a licence."""
+"""Readers: image folder, LLaVA JSON, the wind tunnel; each lists items with a key, a place and a licence."""
