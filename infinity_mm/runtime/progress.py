@@ -24,10 +24,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 @contextmanager
 def show_progress(stream: TextIO | None = None) -> Iterator[Listener]:
     """Yield a listener for `run_passes` that writes to `stream`, by default standard error."""
-    stream = stream or sys.stderr
-    console = Console(file=stream)
+    out = stream or sys.stderr
+    console = Console(file=out)
     if not console.is_terminal:
-        yield PlainProgress(stream)
+        yield PlainProgress(out)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
