@@ -1,0 +1,62 @@
+"""From a request to chat messages, the form every chat template and every server takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from infinity_mm.engines.base import Failure, Reply, Request
+from infinity_mm.record import ImageSlot, Region, Text
+
+
+class Refused(Exception):  # noqa: N818 (a fact about a request, not a programming error)
+    """A request that cannot be asked, as opposed to an engine that fails; carries `reason: detail`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+
+    @property
+    def failure(self) -> Failure:
+        """The failure to hand back; asking again would not help."""
+        reason, _, detail = str(self.args[0]).partition(": ")
+        return Failure(reason=reason, detail=detail)
+
+
+def chat_messages(request: Request) -> list[dict[str, Any]]:
+    """Messages of typed parts: `{"type": "text", "text": ...}` or `{"type": "image", "index": ...}`."""
+    messages: list[dict[str, Any]] = []
+    for turn in request.turns:
+        parts: list[dict[str, Any]] = []
+        for part in turn.content:
+            match part:
+                case Text(text=text):
+                    parts.append({"type": "text", "text": text})
+                case Region():
+                    parts.append({"type": "text", "text": region_text(part)})
+                case ImageSlot(index=index):
+                    if index >= len(request.images):
+                        raise Refused("bad_request", f"image {index} of {len(request.images)}")
+                    parts.append({"type": "image", "index": index})
+        messages.append({"role": turn.role, "content": parts})
+    return messages
+
+
+def region_text(region: Region) -> str:
+    """A box or point in thousandths of the upright image, the convention most model families were trained on."""
+    return "[" + ", ".join(str(round(1000 * value)) for value in region.coords) + "]"
+
+
+def choice_reply(
+    choices: Sequence[str], scores: Sequence[float], prompt_tokens: int, choice_tokens: Sequence[int]
+) -> Reply:
+    """The most likely choice, with log-probabilities that sum to one over the choices."""
+    largest = max(scores)
+    total = largest + math.log(sum(math.exp(score - largest) for score in scores))
+    best = scores.index(largest)
+    return Reply(
+        text=choices[best],
+        prompt_tokens=prompt_tokens,
+        completion_tokens=choice_tokens[best],
+        choice_logprobs=tuple(score - total for score in scores),
+    )

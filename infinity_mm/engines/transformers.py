@@ -1,0 +1,190 @@
+"""A model of transformers in this process: ours on a fast path, any other image-text model on its own.
+
+generate --MicroBatched--> one thread: prepare each request --> answer the batch --bisect on an error--> replies
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast, final
+
+from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.batching import MicroBatched
+from infinity_mm.engines.model_files import model_folder, model_hash
+from infinity_mm.engines.prompting import Refused
+from infinity_mm.errors import UserError, explain
+from infinity_mm.vision.images import BadImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformersSpec:
+    """Which model to load, and how to run it."""
+
+    model: str
+    """A folder, a Hub id, or the name of a model that ships with the package (`nano-teacher`)."""
+    revision: str | None = None
+    """Commit, branch or tag on the Hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is float32 on a CPU and bfloat16 elsewhere."""
+    device: str = "auto"
+    """A torch device; `auto` is the first GPU if there is one."""
+    threads: int | None = None
+    """CPU threads of the computing thread; None leaves torch's number."""
+    max_batch: int = 64
+    """Most requests computed together."""
+    max_wait_s: float = 0.01
+    """How long a request waits for company in its batch."""
+    max_images: int = 8
+    """Most images in one request."""
+    cache_mb: int = 512
+    """Memory for what is kept of images between calls: features and prefilled prompts."""
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or self.max_images < 0 or self.cache_mb < 0:
+            raise explain(
+                what=f"max_batch={self.max_batch}, max_images={self.max_images}, cache_mb={self.cache_mb}",
+                where="TransformersSpec",
+                fix="set max_batch to at least 1 and the others to at least 0",
+            )
+
+    @asynccontextmanager
+    async def open(self, images: ImageReader) -> AsyncIterator[Engine]:
+        """Load the model; everything torch does happens in one thread of its own."""
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
+        loop = asyncio.get_running_loop()
+        try:
+            loaded = await loop.run_in_executor(executor, _load, self, images)
+            engine = TransformersEngine(loaded, executor, max_images=self.max_images)
+            async with MicroBatched(engine, max_batch=self.max_batch, max_wait_s=self.max_wait_s) as batched:
+                yield batched
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+class Backend(Protocol):
+    """How one family of models is asked."""
+
+    def prepare(self, request: Request) -> Any:
+        """What `answer` takes; raises `Refused` or `BadImage` for a request that cannot be asked."""
+        ...
+
+    def answer(self, prompts: Sequence[Any]) -> list[Reply]:
+        """One reply per prepared prompt; may raise for the whole batch."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loaded:
+    """What the loading thread made."""
+
+    backend: Backend
+    fingerprint: str
+
+
+@final
+class TransformersEngine:
+    """Runs a backend in its thread and keeps one request's trouble away from the others."""
+
+    def __init__(self, loaded: _Loaded, executor: ThreadPoolExecutor, *, max_images: int) -> None:
+        self._backend = loaded.backend
+        self._fingerprint = loaded.fingerprint
+        self._executor = executor
+        self._max_images = max_images
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Best effort: float sums depend on the batch, so a near tie may go either way."""
+        return Capabilities(
+            images_per_prompt=self._max_images, choice_logprobs=True, seeds=True, reproducible="best_effort"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model's files, versions of torch and transformers, dtype."""
+        return self._fingerprint
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """One batch."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._generate, list(requests))
+
+    def _generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        import torch
+
+        answers: list[Reply | Failure | None] = [None] * len(requests)
+        prompts: dict[int, Any] = {}
+        with torch.inference_mode():
+            for i, request in enumerate(requests):
+                try:
+                    prompts[i] = self._prepare(request)
+                except Exception as error:  # whatever is wrong with it, it is this request's alone
+                    answers[i] = _failure(error)
+            for i, answer in zip(prompts, self._answer(list(prompts.values())), strict=True):
+                answers[i] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _prepare(self, request: Request) -> Any:
+        if len(request.images) > self._max_images:
+            raise Refused("too_many_images", f"{len(request.images)}, this engine takes {self._max_images}")
+        return self._backend.prepare(request)
+
+    def _answer(self, prompts: Sequence[Any]) -> list[Reply | Failure]:
+        """The batch, or after an error each half of it, down to the one request that causes the error."""
+        if not prompts:
+            return []
+        try:
+            return list(self._backend.answer(prompts))
+        except Exception as error:
+            if len(prompts) == 1:
+                return [_failure(error)]
+        half = len(prompts) // 2  # outside of `except`, so that the failed batch's tensors are freed first
+        return self._answer(prompts[:half]) + self._answer(prompts[half:])
+
+
+def _failure(error: Exception) -> Failure:
+    import torch
+
+    match error:
+        case Refused():
+            return error.failure
+        case BadImage():
+            return Failure(reason="bad_image", detail=str(error))
+        case OSError():
+            return Failure(reason="bad_image", detail=f"{type(error).__name__}: {error}")
+        case torch.OutOfMemoryError():
+            return Failure(reason="out_of_memory", detail=str(error))
+        case UserError():
+            return Failure(reason="bad_request", detail=str(error))
+    return Failure(reason="engine_error", detail=f"{type(error).__name__}: {error}")
+
+
+def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from infinity_mm.engines.any_model import AnyModel
+    from infinity_mm.engines.own_model import OwnModel
+
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    folder = model_folder(spec.model, spec.revision)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
+    dtype = ("float32" if device == "cpu" else "bfloat16") if spec.dtype == "auto" else spec.dtype
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+    )
+    model = cast(Any, model).to(device).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
+    is_own = config.model_type == "infinity_mm" and layers == {"full_attention"}
+    backend = (OwnModel if is_own else AnyModel)(model, processor, images, cache_bytes=spec.cache_mb << 20)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return _Loaded(
+        backend=backend, fingerprint=f"transformers: {model_hash(folder)[:32]}, {dtype}, {versions}"
+    )
