@@ -4,11 +4,12 @@ A wrong answer is written from a forged scene, on which it is right: all its sen
 """
 
 import random
+from functools import cache
 from typing import Final, Literal
 
 from infinity_mm.errors import explain
 from infinity_mm.windtunnel.kinds import KINDS
-from infinity_mm.windtunnel.kinds.base import Finding
+from infinity_mm.windtunnel.kinds.base import Args, Finding
 from infinity_mm.windtunnel.questions import Question, is_answerable, pool_of_type
 from infinity_mm.windtunnel.scene import Scene
 from infinity_mm.windtunnel.truth import final_answer
@@ -57,11 +58,20 @@ def wrong_answer(
 def _candidates(scene: Scene, query: Query, level: Level, rng: random.Random) -> list[str]:
     """Wrong and right answers to try, best first."""
     if level == "random":
-        others = [each for family in KINDS[query.type].families for each in pool_of_type(family, query.type)]
-        return [question.answers[0] for question in rng.sample(others, len(others))]
+        others = rng.sample(_elsewhere(query.type), len(_elsewhere(query.type)))
+        # The same question about another scene first: a number for a name would give itself away.
+        return [other for _, other in sorted(others, key=lambda pair: pair[0] != query.args)]
     near = list(dict.fromkeys(KINDS[query.type].near(scene.facts, query.args)))
     tempting, rest = near[:_TEMPTING], near[_TEMPTING:]
     return [*rng.sample(tempting, len(tempting)), *rest]
+
+
+@cache
+def _elsewhere(type: str) -> tuple[tuple[Args, str], ...]:
+    """What questions of this type are about on other scenes, and their answers."""
+    others = [each for family in KINDS[type].families for each in pool_of_type(family, type)]
+    queries = [parse(each.text) for each in others]
+    return tuple((query.args, each.answers[0]) for query, each in zip(queries, others, strict=True) if query)
 
 
 def _understood(scene: Scene, question: Question) -> Query:

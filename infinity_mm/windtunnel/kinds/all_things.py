@@ -68,7 +68,7 @@ def _find_count(facts: ShapesFacts, args: Args) -> Finding:
 
 def _near_counts(facts: ShapesFacts, args: Args) -> list[str]:
     count = len(_matching(facts, args[0]))
-    return [str(other) for other in (count + 1, count - 1) if 0 <= other <= MAX_THINGS + 1]
+    return [str(other) for other in (count + 1, count - 1) if 0 <= other <= MAX_THINGS]
 
 
 def _forge_count(facts: ShapesFacts, args: Args, answer: str) -> ShapesFacts | None:

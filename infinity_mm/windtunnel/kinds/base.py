@@ -9,7 +9,7 @@ A wrong answer is the right answer on a forged scene, so that every sentence aro
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from infinity_mm.windtunnel.scene import Facts
 
@@ -54,9 +54,6 @@ class Kind(Generic[F]):
     """Facts on which the given answer is right, close to the given facts; None where there are none."""
 
 
-YES_NO = ("yes", "no")
-
-
 def yes_no(is_true: bool) -> tuple[str, ...]:
     """The accepted answer to a yes/no question."""
     return ("yes",) if is_true else ("no",)
@@ -74,36 +71,45 @@ def balanced(groups: Sequence[list[Args]], rng: random.Random) -> list[Args]:
     return [args for group in filled for args in rng.sample(group, size)]
 
 
-def near_numbers(value: int) -> list[str]:
-    """Off by one or two, or one digit misread."""
+def near_numbers(value: int, low: int, high: int) -> list[str]:
+    """Off by one or two, or one digit misread; always a number that such an image may show.
+
+    A wrong answer must not give itself away: a judge that never looks at the image shall not profit.
+    """
     near = [value + 1, value - 1, value + 2, value - 2]
     digits = str(value)
-    for i, digit in enumerate(digits):
-        looks_like = {
-            "1": "7",
-            "7": "1",
-            "3": "8",
-            "8": "3",
-            "5": "6",
-            "6": "8",
-            "9": "4",
-            "4": "9",
-            "0": "8",
-            "2": "7",
-        }
-        near.append(int(digits[:i] + looks_like[digit] + digits[i + 1 :]))
-    return list(dict.fromkeys(str(number) for number in near if number >= 0))
+    near += [int(digits[:i] + _DIGIT_TWINS[digit] + digits[i + 1 :]) for i, digit in enumerate(digits)]
+    return list(dict.fromkeys(str(number) for number in near if low <= number <= high))
 
 
-def near_texts(text: str) -> list[str]:
-    """One character misread, for the characters that have a look-alike."""
-    looks_like = dict(zip(
-        "ABCEFGHIKLMNOPRSTUVWXYZabcdeghiklmnopqrstuvyz0123456789",
-        "HRGFEOAJXINMQRPZIVUVKXSoheocqnltinmapgvzfuvxs8736985340",
+def near_codes(code: str) -> list[str]:
+    """One character taken for its look-alike; the result is a code that a form may show."""
+    return [code[:i] + _CODE_TWINS[character] + code[i + 1 :] for i, character in enumerate(code)]
+
+
+def near_words(word: str, vocabulary: Sequence[str]) -> list[str]:
+    """The words of the vocabulary that look most like this one, then this one with one letter misread."""
+    others = sorted(
+        (other for other in vocabulary if other != word), key=lambda other: _distance(word, other)
+    )
+    misread = [word[:i] + _LETTER_TWINS[c] + word[i + 1 :] for i, c in enumerate(word) if c in _LETTER_TWINS]
+    return [*others[:_NUM_LOOK_ALIKES], *misread]
+
+
+def _distance(word: str, other: str) -> int:
+    return abs(len(word) - len(other)) + sum(a != b for a, b in zip(word, other, strict=False))
+
+
+_NUM_LOOK_ALIKES: Final = 3
+_DIGIT_TWINS: Final = dict(zip("0123456789", "8778963134", strict=True))
+_CODE_TWINS: Final = dict(zip("ACEFHKLMNPRTUXY34679", "46FEMXTNMRPYHKT9ACTP", strict=True))
+_LETTER_TWINS: Final = dict(
+    zip(
+        "ABCEFGHIKLMNOPRSTUVWXYZabcdeghiklmnopqrstuvyz",
+        "HRGFEOAJXINMQRPZIVUVKXSoheocqnltinmapgvzfuvxs",
         strict=True,
-    ))  # fmt: skip
-    near = [text[:i] + looks_like[c] + text[i + 1 :] for i, c in enumerate(text) if c in looks_like]
-    return [other for other in near if other != text]
+    )
+)
 
 
 def replaced(items: tuple, index: int, item: object) -> tuple:

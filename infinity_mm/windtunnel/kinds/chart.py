@@ -10,7 +10,7 @@ from infinity_mm.windtunnel.kinds.base import (
     Finding,
     Kind,
     near_numbers,
-    near_texts,
+    near_words,
     other_yes_no,
     replaced,
     same,
@@ -57,7 +57,7 @@ def _find_value(facts: ChartFacts, args: Args) -> Finding | None:
 def _near_values(facts: ChartFacts, args: Args) -> list[str]:
     i = _bar(facts, args[0])
     assert i is not None
-    return [*near_numbers(facts.bars[i].value), *(str(bar.value) for bar in facts.bars)]
+    return [*near_numbers(facts.bars[i].value, 1, MAX_VALUE), *(str(bar.value) for bar in facts.bars)]
 
 
 def _forge_value(facts: ChartFacts, args: Args, answer: str) -> ChartFacts | None:
@@ -176,7 +176,7 @@ COUNT: Final = Kind[ChartFacts](
     templates=("How many bars are there?", "Count the bars."),
     ask=lambda facts, rng: [()],
     find=_find_count,
-    near=lambda facts, args: [str(len(facts.bars) + 1), str(len(facts.bars) - 1)],
+    near=lambda facts, args: near_numbers(len(facts.bars), 2, 4),
     forge=_forge_count,
 )
 
@@ -198,7 +198,7 @@ TITLE: Final = Kind[ChartFacts](
     templates=("What is the title?", "Read the title of the chart."),
     ask=lambda facts, rng: [()],
     find=_find_title,
-    near=lambda facts, args: [*near_texts(facts.title), *TITLES],
+    near=lambda facts, args: near_words(facts.title, TITLES),
     forge=lambda facts, args, answer: replace(facts, title=answer),
 )
 
@@ -278,7 +278,7 @@ def _arithmetic_kind(name: str, templates: tuple[str, str]) -> Kind[ChartFacts]:
 
     def near(facts: ChartFacts, args: Args) -> list[str]:
         finding = find(facts, args)
-        return near_numbers(int(finding.answers[0])) if finding else []
+        return near_numbers(int(finding.answers[0]), 0, 2 * MAX_VALUE) if finding else []
 
     def forge(facts: ChartFacts, args: Args, answer: str) -> ChartFacts | None:
         """Misread one of the two values, as little as will do."""

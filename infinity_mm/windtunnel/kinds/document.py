@@ -2,14 +2,16 @@
 
 import random
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Final
 
 from infinity_mm.windtunnel.kinds.base import (
     Args,
     Finding,
     Kind,
+    near_codes,
     near_numbers,
-    near_texts,
+    near_words,
     other_yes_no,
     replaced,
     same,
@@ -41,8 +43,15 @@ def _num_lines(facts: DocumentFacts) -> str:
     return "There is 1 line." if len(facts.lines) == 1 else f"There are {len(facts.lines)} lines."
 
 
+_VOCABULARIES: Final = {"Name": NAMES, "City": CITIES, "Day": DAYS, "": SIGN_WORDS}
+"""Words that a line may show, by its label; other labels have numbers, `Code` has a code."""
+
+
 def _near_value(line: Line) -> list[str]:
-    return near_numbers(int(line.value)) if line.value.isdigit() else near_texts(line.value)
+    if line.label == "Code":
+        return near_codes(line.value)
+    vocabulary = _VOCABULARIES.get(line.label)
+    return near_words(line.value, vocabulary) if vocabulary else near_numbers(int(line.value), 1, 99)
 
 
 # --- lines ------------------------------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ COUNT: Final = Kind[DocumentFacts](
     templates=("How many lines of text are there?", "Count the lines of text."),
     ask=lambda facts, rng: [()],
     find=_find_count,
-    near=lambda facts, args: [str(n) for n in (len(facts.lines) + 1, len(facts.lines) - 1) if n > 0],
+    near=lambda facts, args: near_numbers(len(facts.lines), *((1, 3) if facts.kind == "sign" else (2, 4))),
     forge=_forge_count,
 )
 
@@ -132,12 +141,13 @@ def _find_all(facts: DocumentFacts, args: Args) -> Finding | None:
 
 
 def _near_all(facts: DocumentFacts, args: Args) -> list[str]:
-    words = [line.value for line in facts.lines]
-    return [
-        " ".join(replaced(tuple(words), i, other))
+    """One word misread; the likeliest mistakes of all words come before the second likeliest of any."""
+    words = tuple(line.value for line in facts.lines)
+    misread = [
+        [" ".join(replaced(words, i, other)) for other in near_words(word, SIGN_WORDS)]
         for i, word in enumerate(words)
-        for other in near_texts(word)
     ]
+    return [text for turn in zip_longest(*misread) for text in turn if text]
 
 
 def _forge_all(facts: DocumentFacts, args: Args, answer: str) -> DocumentFacts | None:
@@ -260,11 +270,10 @@ FIELD_NAME: Final = Kind[DocumentFacts](
 def _absent_like(line: Line, facts: DocumentFacts, rng: random.Random) -> str:
     """A value of the same sort that the document does not show."""
     used = {other.value for other in facts.lines}
-    if line.value.isdigit():
-        sort = [str(number) for number in range(1, 100)]
+    if line.label == "Code":
+        sort = near_codes(line.value)
     else:
-        lists = {"Name": NAMES, "City": CITIES, "Day": DAYS, "": SIGN_WORDS}
-        sort = lists.get(line.label) or [value for value in near_texts(line.value) if len(value) == 3]
+        sort = _VOCABULARIES.get(line.label) or [str(number) for number in range(1, 100)]
     return rng.choice([value for value in sort if value not in used])
 
 

@@ -10,14 +10,13 @@ from infinity_mm.windtunnel.kinds.base import (
     Finding,
     Kind,
     near_numbers,
-    near_texts,
     other_yes_no,
     replaced,
     same,
     yes_no,
 )
 from infinity_mm.windtunnel.scene import Row, TableFacts
-from infinity_mm.windtunnel.words import ITEMS, NUMBER_HEADERS, listing
+from infinity_mm.windtunnel.words import ITEM_HEADERS, ITEMS, NUMBER_HEADERS, listing
 
 _FAMILIES: Final = ("table",)
 
@@ -68,7 +67,7 @@ def _near_cells(facts: TableFacts, args: Args) -> list[str]:
     assert r is not None
     assert c is not None
     neighbors = [row.numbers[c] for row in facts.rows] + list(facts.rows[r].numbers)
-    return [*near_numbers(facts.rows[r].numbers[c]), *map(str, neighbors)]
+    return [*near_numbers(facts.rows[r].numbers[c], 0, 99), *map(str, neighbors)]
 
 
 def _forge_cell(facts: TableFacts, args: Args, answer: str) -> TableFacts | None:
@@ -224,7 +223,7 @@ def _forge_columns(facts: TableFacts, args: Args, answer: str) -> TableFacts | N
 
 
 def _near_count(count: Callable[[TableFacts], int]) -> Callable[[TableFacts, Args], list[str]]:
-    return lambda facts, args: [str(count(facts) + 1), str(count(facts) - 1)]
+    return lambda facts, args: near_numbers(count(facts), 2, 3)
 
 
 ROWS: Final = Kind[TableFacts](
@@ -259,6 +258,12 @@ def _find_header(facts: TableFacts, args: Args) -> Finding | None:
     )
 
 
+def _near_headers(facts: TableFacts, c: int) -> list[str]:
+    if c == 0:
+        return [header for header in ITEM_HEADERS if header != facts.headers[0]]
+    return [*facts.headers[1:], *(header for header in NUMBER_HEADERS if header not in facts.headers)]
+
+
 HEADER: Final = Kind[TableFacts](
     type="ocr/table/header",
     families=_FAMILIES,
@@ -266,7 +271,7 @@ HEADER: Final = Kind[TableFacts](
     templates=("What is the header of column {index}?", "Read the header of column {index}."),
     ask=lambda facts, rng: [(str(c + 1),) for c in range(len(facts.headers))],
     find=_find_header,
-    near=lambda facts, args: [*facts.headers, *near_texts(facts.headers[int(args[0]) - 1])],
+    near=lambda facts, args: _near_headers(facts, int(args[0]) - 1),
     forge=lambda facts, args, answer: replace(
         facts, headers=replaced(facts.headers, int(args[0]) - 1, answer)
     ),
