@@ -37,7 +37,8 @@ _ROWS: dict[str, dict[str, Any]] = {
         "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "InfinityMMForConditionalGeneration",
     },
     "transformers.models.auto.image_processing_auto": {
-        "IMAGE_PROCESSOR_MAPPING_NAMES": {"pil": "InfinityMMImageProcessor"}
+        # One class for both backends: ours resizes with Pillow, and torchvision would only bring other pixels.
+        "IMAGE_PROCESSOR_MAPPING_NAMES": dict.fromkeys(("pil", "torchvision"), "InfinityMMImageProcessor")
     },
     "transformers.models.auto.processing_auto": {"PROCESSOR_MAPPING_NAMES": "InfinityMMProcessor"},
 }

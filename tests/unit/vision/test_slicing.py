@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinity_mm.errors import UserError
@@ -200,3 +200,29 @@ def test_padding_guard_never_raises(width: int, height: int) -> None:
     assert max(canvas) <= 60 * min(canvas)
     assert max(canvas) == max(width, height)
     assert math.prod(canvas) >= width * height
+
+
+@settings(deadline=None)  # the first example imports transformers
+@given(
+    width=st.integers(1, 5000),
+    height=st.integers(1, 5000),
+    scale_px=st.sampled_from([336, 384, 448]),
+    max_slices=st.integers(0, 16),
+)
+def test_plan_equals_minicpm_in_transformers(width: int, height: int, scale_px: int, max_slices: int) -> None:
+    module = pytest.importorskip("transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6")
+    theirs = module.MiniCPMV4_6ImageProcessorPil()
+    config = SliceConfig(
+        scale_px=scale_px, max_slices=max_slices, rounding="round", align_px=56, aspect_guard=None
+    )
+    plan = plan_slices(width, height, config)
+    size = (height, width)
+    grid = theirs.get_sliced_grid(size, max_slices, scale_px)
+    overview = theirs.find_best_resize(size, scale_px, 14, allow_upscale=grid is None)
+    assert plan.overview_size == overview[::-1]
+    if grid is None:
+        assert plan.grid is None
+    else:
+        sheet_height, sheet_width = theirs.get_refine_size(size, grid, scale_px, 14, allow_upscale=True)
+        assert plan.grid == (grid[1], grid[0])
+        assert plan.slice_size == (sheet_width // grid[1], sheet_height // grid[0])
