@@ -46,6 +46,8 @@ def _num_lines(facts: DocumentFacts) -> str:
 _VOCABULARIES: Final = {"Name": NAMES, "City": CITIES, "Day": DAYS, "": SIGN_WORDS}
 """Words that a line may show, by its label; other labels have numbers, `Code` has a code."""
 
+_NUMBER_FIELDS: Final = ("Total", "Room", "Age")
+
 
 def _near_value(line: Line) -> list[str]:
     if line.label == "Code":
@@ -104,6 +106,10 @@ def _find_count(facts: DocumentFacts, args: Args) -> Finding:
     )
 
 
+def _example(field: str) -> str:
+    return "K7A" if field == "Code" else _VOCABULARIES.get(field, ("7",))[0]
+
+
 def _forge_count(facts: DocumentFacts, args: Args, answer: str) -> DocumentFacts | None:
     wanted = int(answer)
     missing = max(0, wanted - len(facts.lines))
@@ -111,7 +117,7 @@ def _forge_count(facts: DocumentFacts, args: Args, answer: str) -> DocumentFacts
         used = {line.value for line in facts.lines}
         new = [Line(label="", value=word) for word in SIGN_WORDS if word not in used]
     else:
-        new = [Line(label=field, value="7") for field in FIELDS if _field(facts, field) is None]
+        new = [Line(label=field, value=_example(field)) for field in FIELDS if _field(facts, field) is None]
     return replace(facts, lines=(*facts.lines, *new[:missing])[:wanted])
 
 
@@ -253,6 +259,12 @@ def _forge_field(facts: DocumentFacts, args: Args, answer: str) -> DocumentFacts
     return _with(forged, i, replace(facts.lines[i], label=answer))
 
 
+def _near_fields(facts: DocumentFacts, args: Args) -> list[str]:
+    """Fields with the same sort of value are the tempting ones: numbers are told apart by reading only."""
+    is_number = args[0].isdigit()
+    return sorted(FIELDS, key=lambda field: (field in _NUMBER_FIELDS) != is_number)
+
+
 FIELD_NAME: Final = Kind[DocumentFacts](
     type="ocr/document/field_name",
     families=_FAMILIES,
@@ -260,7 +272,7 @@ FIELD_NAME: Final = Kind[DocumentFacts](
     templates=("Which field says {value}?", "Name the field that says {value}."),
     ask=lambda facts, rng: [(line.value,) for line in facts.lines if line.label],
     find=_find_field,
-    near=lambda facts, args: [*(line.label for line in facts.lines), *FIELDS],
+    near=_near_fields,
     forge=_forge_field,
 )
 
