@@ -59,7 +59,10 @@ class PassWorker(Protocol):
 class Pass(Protocol):
     """A picklable description of one pass."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique within the run; part of file names."""
+        ...
 
     def fingerprint(self) -> str:
         """Hash of all configuration that decides the output; a committed pass is only reused if it is equal."""

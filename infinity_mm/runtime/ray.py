@@ -175,12 +175,12 @@ class _Mapping:
         """What each pending reference stands for: a unit, or None for opening the worker."""
 
     def results(self, num_workers: int) -> Generator[Done | Failed, None, None]:
-        """Yield results until all units are done; actors of an unfinished mapping are killed."""
+        """Yield results until all units are done; actors still opening or working then are killed."""
         workers: set[_Worker] = set()
         try:
             for _ in range(min(num_workers, len(self._fresh))):
                 workers.add(self._start())
-            while self._busy:
+            while self._fresh or self._again or any(worker.units for worker in workers):
                 (ref,), _ = ray.wait(list(self._busy), num_returns=1)
                 worker, unit = self._busy[ref]
                 try:
@@ -203,7 +203,7 @@ class _Mapping:
                     yield outcome
                 for other in workers:  # all: a unit that came back may wait for an idle worker
                     self._feed(other)
-            for worker in list(workers):
+            for worker in [worker for worker in workers if worker.is_open]:
                 problem: Any = ray.get(worker.actor.close.remote())
                 if problem is not None:
                     raise problem
