@@ -235,7 +235,7 @@ def _image_path(image: Any, root: str) -> str:
         raise _BadRow("image_leaves_root", image[:200])
     try:
         real = Path(path).resolve(strict=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _BadRow("missing_image", image[:200]) from error
     except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 say RuntimeError for a loop of links
         loop = isinstance(error, RuntimeError) or "symbolic links" in str(error)
