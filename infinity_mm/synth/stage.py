@@ -35,6 +35,12 @@ class Stage(Protocol):
     """Fields of `Sample` that must be written before."""
     writes: frozenset[str]
     """Fields of `Sample` that it writes."""
+    roles: frozenset[str]
+    """Engines it talks to; empty for a stage that asks no model."""
+    prompts: frozenset[str]
+    """Names of the prompts it uses."""
+    needs_probabilities: frozenset[str]
+    """Roles whose engine must give the probabilities of choices."""
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """One fate for every sample; see `record.settle`."""
@@ -53,3 +59,29 @@ def check_wiring(stages: Sequence[Stage], *, start: frozenset[str]) -> None:
                 fix=f"put a stage that writes it before `{stage.name}`",
             )
         written |= stage.writes
+
+
+def check_prompts(stages: Sequence[Stage], prompts: PromptSet) -> None:
+    """Raise `UserError` if a stage uses a prompt that the set does not have."""
+    for stage in stages:
+        for prompt in sorted(stage.prompts):
+            prompts.text(prompt)
+
+
+def check_engines(stages: Sequence[Stage], engines: Mapping[str, Engine], *, images: int = 1) -> None:
+    """Raise `UserError` if an engine cannot do what a stage needs; `images` is the most images of one sample."""
+    for stage in stages:
+        for role in sorted(stage.roles):
+            can = engines[role].capabilities
+            if can.images_per_prompt < images:
+                raise explain(
+                    what=f"stage `{stage.name}` shows {images} image(s), the {role} takes {can.images_per_prompt}",
+                    where=f"engines.{role} (configuration)",
+                    fix="use a model that sees images, or raise its limit of images per prompt",
+                )
+            if role in stage.needs_probabilities and not can.choice_logprobs:
+                raise explain(
+                    what=f"stage `{stage.name}` compares probabilities, and the {role} gives none",
+                    where=f"engines.{role} (configuration)",
+                    fix=f"use an engine with log-probabilities, or set {stage.name}.min_probability to null",
+                )

@@ -1,0 +1,138 @@
+"""Ask: one question of the planned type about the image.
+
+instruction type, two example questions --teacher--> question | dropped with a reason
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from infinity_mm.dedup.text import normalise
+from infinity_mm.engines.base import Reply
+from infinity_mm.errors import explain
+from infinity_mm.quality.phrases import is_refusal
+from infinity_mm.record import Outcome, Sample
+from infinity_mm.synth.exchange import Exchange, Prompt, Rejected, drop, keep
+from infinity_mm.synth.stage import Context
+
+_LABEL = re.compile(
+    r"^(?:\*{1,2})?(?:(?:new |your |the )?question(?: ?\d+)?|q\d*)(?:\*{1,2})?\s*[:\uff1a]\s*(?:\*{2}\s*)?",
+    re.IGNORECASE,
+)
+_BULLET = re.compile(r"^(?:[-*•]\s+|\(?\d{1,2}[.)]\s+)")
+_QUOTES = {'"': '"', "“": "”", "'": "'", "「": "」", "`": "`", "**": "**"}
+_IMPERATIVE = re.compile(
+    r"^(?:please |kindly |can you )?(?:describe|name|list|count|identify|explain|read|transcribe|find|locate|compare"
+    r"|tell|say|state|write|give|determine|summari[sz]e|extract|convert|estimate|calculate|compute|classify|choose|select|point"
+    r"|predict|infer|translate|rank|sort|solve|provide|specify|suggest|look|mention|outline|point|quote|report|match)\b"
+    r"|^(?:请|描述|列出|说明|指出|解释|计算|比较|识别|读出|写出)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskConfig:
+    """How questions are asked for."""
+
+    temperature: float = 0.7
+    """Above 0, or every image of a kind gets the same question."""
+    max_new_tokens: int = 96
+    """A question that needs more is dropped as `cut_off`."""
+    min_chars: int = 6
+    """Shorter questions are dropped."""
+    max_chars: int = 400
+    """Longer questions are dropped."""
+    drop_copied_examples: bool = True
+    """Whether a question that repeats one of its examples is dropped. In a small world a copy is a fair question."""
+    describe_type: bool = True
+    """Whether the prompt says what the type asks for, besides its name."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_chars <= self.max_chars:
+            raise explain(
+                what=f"min_chars={self.min_chars}, max_chars={self.max_chars} leave no question",
+                where="AskConfig (YAML section `ask`)",
+                fix="set ask.min_chars above 0 and ask.max_chars above it",
+            )
+
+
+@final
+class Ask:
+    """Writes `question`; drops a sample whose reply holds no question."""
+
+    name = "ask"
+    reads = frozenset({"instruction_type", "examples"})
+    writes = frozenset({"question"})
+    roles = frozenset({"teacher"})
+    prompts = frozenset({"ask"})
+    needs_probabilities = frozenset[str]()
+
+    def __init__(self, config: AskConfig, definitions: Mapping[str, str]) -> None:
+        """`definitions`: instruction type -> what it asks for, in a sentence."""
+        self._config = config
+        self._definitions = definitions if config.describe_type else {}
+        self._exchange = Exchange(
+            stage=self.name,
+            role="teacher",
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+        )
+
+    async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
+        """One question per sample."""
+        return await self._exchange.run(samples, context, write=self._write, read=self._read)
+
+    def _write(self, sample: Sample) -> Prompt:
+        assert sample.examples is not None, "see `reads`"
+        first, second = sample.examples
+        type_ = type_text(sample.instruction_type or "", self._definitions)
+        return Prompt(name="ask", fields={"type": type_, "example_1": first, "example_2": second})
+
+    def _read(self, sample: Sample, reply: Reply) -> Outcome:
+        result = read_question(reply, examples=sample.examples or (), config=self._config)
+        if isinstance(result, Rejected):
+            return drop(replace(sample, question=reply.text), self.name, result.reason)
+        return keep(replace(sample, question=result))
+
+
+def type_text(instruction_type: str, definitions: Mapping[str, str]) -> str:
+    """What the prompt says of a type: its path, and what it asks for where that is to be said."""
+    definition = definitions.get(instruction_type)
+    if definition is None:
+        return instruction_type
+    return f"{instruction_type.replace('/', ' > ').replace('_', ' ')} ({definition})"
+
+
+def read_question(reply: Reply, *, examples: Sequence[str], config: AskConfig) -> str | Rejected:
+    """The question in a reply, without label, bullet and quotes; or why there is none."""
+    if reply.finish_reason == "length":
+        return Rejected(reason="cut_off")
+    lines = [line.strip() for line in reply.text.splitlines() if line.strip()]
+    if lines and is_refusal(lines[0]):
+        return Rejected(reason="refusal")
+    if len(lines) != 1:
+        return Rejected(reason="several_lines" if lines else "empty_reply")
+    question = _bare(lines[0])
+    if question.strip(".").upper() == "NONE":
+        return Rejected(reason="nothing_to_ask")
+    if len(question) > config.max_chars:
+        return Rejected(reason="too_long")
+    if not question.endswith(("?", "\uff1f")) and not _IMPERATIVE.match(question):
+        return Rejected(reason="no_question_in_reply")
+    if len(question) < config.min_chars:
+        return Rejected(reason="too_short")
+    if config.drop_copied_examples and normalise(question) in {normalise(example) for example in examples}:
+        return Rejected(reason="copied_example")
+    return question
+
+
+def _bare(line: str) -> str:
+    line = _LABEL.sub("", _BULLET.sub("", line)).strip()
+    for opening, closing in _QUOTES.items():
+        inner = line[len(opening) : -len(closing)]
+        if line.startswith(opening) and line.endswith(closing) and inner and opening not in inner:
+            return inner.strip()
+    return line

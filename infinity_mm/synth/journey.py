@@ -1,0 +1,112 @@
+"""The journey of one image: depth first through the stages, every sample accounted for at every stage.
+
+image --spread--> questions --ask--distinct--check--styles--answer--judge--decide--rewrite--merge--> conversations
+                                \\-------- settle: one fate per sample and stage --------/
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
+from infinity_mm.errors import UserError
+from infinity_mm.record import Dropped, Emitted, Fate, Merged, Outcome, Quarantined, Sample, settle
+from infinity_mm.synth.exchange import quarantine
+from infinity_mm.synth.spread import STAGE, spread
+from infinity_mm.synth.stage import Context, Stage
+
+
+@dataclass(kw_only=True)
+class Journey:
+    """What one image became."""
+
+    samples: list[Sample] = field(default_factory=list)
+    """What came out of the last stage."""
+    fates: list[Fate] = field(default_factory=list)
+    """One per stage and sample that entered it, in the order of the stages."""
+    dropped: list[Dropped] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    pairs: list[Sample] = field(default_factory=list)
+    """The question-answer pairs that were merged into conversations, with type, style and score."""
+    metrics: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Calls, replies from the journal, failures, tokens, by stage; seconds in each stage."""
+
+
+async def travel(
+    image: Sample, planned: Sequence[Mapping[str, Any]], stages: Sequence[Stage], context: Context
+) -> Journey:
+    """Walk one image through the stages.
+
+    What a stage raises costs the samples it was given, and is written down with them. Mistakes that would be the
+    same for every image (`UserError`) and broken accounts (`ConservationError`) end the run.
+    """
+    journey = Journey()
+    alive = _enter(journey, STAGE, [image], spread(image, planned))
+    for stage in stages:
+        if not alive:
+            break
+        start = time.monotonic()
+        try:
+            outcomes = await stage.run(alive, _metered(context, stage, journey.metrics))
+        except UserError:
+            raise
+        except Exception as error:
+            outcomes = [quarantine(sample, stage.name, error) for sample in alive]
+        journey.metrics[f"seconds.{stage.name}"] += time.monotonic() - start
+        alive = _enter(journey, stage.name, alive, outcomes)
+    journey.samples = alive
+    return journey
+
+
+def _enter(
+    journey: Journey, stage: str, given: Sequence[Sample], outcomes: Sequence[Outcome]
+) -> list[Sample]:
+    """Settle one stage, write its outcomes into the journey, and return the samples that go on."""
+    journey.fates += settle(stage, [sample.id for sample in given], outcomes)
+    merged = {outcome.id for outcome in outcomes if isinstance(outcome, Merged)}
+    journey.pairs += [sample for sample in given if sample.id in merged]
+    journey.dropped += [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
+    journey.quarantined += [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
+    return [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
+
+
+def _metered(context: Context, stage: Stage, metrics: defaultdict[str, float]) -> Context:
+    engines = {role: Metered(engine, stage.name, metrics) for role, engine in context.engines.items()}
+    return replace(context, engines=engines)
+
+
+@final
+class Metered:
+    """Counts what one stage asks an engine."""
+
+    def __init__(self, engine: Engine, stage: str, metrics: defaultdict[str, float]) -> None:
+        self._engine = engine
+        self._stage = stage
+        self._metrics = metrics
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the inner engine."""
+        return self._engine.capabilities
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the inner engine."""
+        return self._engine.fingerprint
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """The inner engine's answers."""
+        answers = await self._engine.generate(requests)
+        self._metrics[f"calls.{self._stage}"] += len(requests)
+        for answer in answers:
+            if isinstance(answer, Failure):
+                self._metrics[f"failed_calls.{self._stage}"] += 1
+            else:
+                self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
+                self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens
+                self._metrics[f"completion_tokens.{self._stage}"] += answer.completion_tokens
+        return answers

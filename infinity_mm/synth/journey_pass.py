@@ -1,0 +1,164 @@
+"""Pass `journeys` (P2): every planned image walked through the stages, hundreds at a time.
+
+samples + plan.json of `plan` --units of images--> travel * N in flight --> conversations, pairs.jsonl
+                                                      | \\--> dropped, quarantined, one fate per stage
+                                                   Journaled(engine): no reply is paid for twice
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from infinity_mm.config import to_plain
+from infinity_mm.engines.base import Engine, EngineSpec
+from infinity_mm.engines.journaled import Journaled
+from infinity_mm.prompts import PromptSet
+from infinity_mm.record import Dropped, Quarantined, Sample, canonical_json, digest
+from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
+from infinity_mm.storage.shards import jsonl_bytes
+from infinity_mm.synth.journey import Journey, travel
+from infinity_mm.synth.stage import Context, Stage, check_engines
+from infinity_mm.synth.stages import JourneyConfig, build_stages
+from infinity_mm.taxonomy.plan_pass import PLAN_FILE
+from infinity_mm.taxonomy.tree import Tree
+
+if TYPE_CHECKING:
+    from infinity_mm.runtime.run import Run
+
+PAIRS_FILE = "pairs.jsonl"
+"""Committed beside the conversations: every question-answer pair in one, with type, style, score and provenance."""
+EXECUTION = frozenset({"images_in_flight", "images_per_shard", "journal"})
+"""Keys of `JourneyConfig` that decide how fast and how cut, not what."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class JourneyPass:
+    """P2: from planned images to conversations."""
+
+    config: JourneyConfig
+    teacher: EngineSpec
+    judge: EngineSpec | None = None
+    """None: the teacher judges its own answers."""
+    tree: str
+    """Instruction tree the plan was made with: definitions of types and the styles that suit them."""
+    after: str = "plan"
+    """The pass whose samples and plan are read."""
+    name: str = "journeys"
+
+    def fingerprint(self) -> str:
+        """Configuration, prompts, tree and engines."""
+        config = {key: value for key, value in to_plain(self.config).items() if key not in EXECUTION}
+        return digest(
+            self.name,
+            self.after,
+            canonical_json(config),
+            canonical_json(PromptSet.load(self.config.prompts).texts),
+            Tree.load(self.tree).fingerprint,
+            canonical_json([to_plain(self.teacher), to_plain(self.judge or self.teacher)]),
+        )
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        """The planned images in id order, cut into equal parts."""
+        units: list[Unit] = []
+        for plan_unit in _plan_units(self, run):
+            num_images = len(run.unit_samples(self.after, plan_unit))
+            for start in range(0, num_images, self.config.images_per_shard):
+                stop = min(start + self.config.images_per_shard, num_images)
+                payload = {"plan_unit": plan_unit, "start": start, "stop": stop}
+                units.append(Unit(id=f"{len(units):05d}", payload=payload))
+        return units
+
+    def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
+        """Start or connect the engines; stages, prompts and engines are checked before the first call."""
+        return self._open(run)
+
+    @asynccontextmanager
+    async def _open(self, run: Run) -> AsyncIterator[PassWorker]:
+        prompts = PromptSet.load(self.config.prompts)
+        stages = build_stages(self.config, Tree.load(self.tree), prompts)
+        async with AsyncExitStack() as stack:
+            engines = await self._engines(run, stack)
+            check_engines(stages, engines)
+            context = Context(engines=engines, prompts=prompts, seed=self.config.seed)
+            yield _JourneyWorker(self, run, stages, context)
+
+    async def _engines(self, run: Run, stack: AsyncExitStack) -> dict[str, Engine]:
+        """By role; two roles with the same specification share one engine, and so its prefix cache."""
+        journal = run.journal(self.name)
+        opened: dict[str, Engine] = {}
+        roles: dict[str, Engine] = {}
+        for role, spec in (("teacher", self.teacher), ("judge", self.judge or self.teacher)):
+            key = canonical_json([type(spec).__name__, to_plain(spec)])
+            if key not in opened:
+                engine = await stack.enter_async_context(spec.open(run.images))
+                opened[key] = Journaled(engine, journal, mode=self.config.journal)
+            roles[role] = opened[key]
+        return roles
+
+
+def _plan_units(pass_: JourneyPass, run: Run) -> tuple[str, ...]:
+    manifest = run.manifest(pass_.after)
+    assert manifest is not None, f"pass {pass_.name} runs after {pass_.after}"
+    return manifest.units
+
+
+@final
+class _JourneyWorker:
+    """Two open engines and a bound on journeys under way, over all units the worker has open."""
+
+    def __init__(self, pass_: JourneyPass, run: Run, stages: Sequence[Stage], context: Context) -> None:
+        self._pass, self._run, self._stages, self._context = pass_, run, stages, context
+        self._places = asyncio.Semaphore(pass_.config.images_in_flight)
+        self._plans: dict[str, tuple[list[Sample], Mapping[str, Any]]] = {}
+
+    async def run(self, unit: Unit) -> UnitResult:
+        """All images of the unit at once, as far as there are places."""
+        samples, plan = self._plan(unit.payload["plan_unit"])
+        images = samples[unit.payload["start"] : unit.payload["stop"]]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._travel(image, plan.get(image.id, []))) for image in images]
+        return unit_result(images, [task.result() for task in tasks])
+
+    async def _travel(self, image: Sample, planned: Sequence[Mapping[str, Any]]) -> Journey:
+        async with self._places:
+            return await travel(image, planned, self._stages, self._context)
+
+    def _plan(self, plan_unit: str) -> tuple[list[Sample], Mapping[str, Any]]:
+        """Samples and plan of one unit of the pass before; the last one read is kept."""
+        if plan_unit not in self._plans:
+            after = self._pass.after
+            samples = self._run.unit_samples(after, plan_unit)
+            plan = json.loads(self._run.read_file(after, plan_unit, PLAN_FILE))
+            self._plans = {plan_unit: (samples, plan)}
+        return self._plans[plan_unit]
+
+
+def unit_result(images: Sequence[Sample], journeys: Sequence[Journey]) -> UnitResult:
+    """The journeys of a unit as what is committed."""
+    metrics: Counter[str] = Counter()
+    for journey in journeys:
+        metrics.update(journey.metrics)
+    conversations = [sample for journey in journeys for sample in journey.samples]
+    pairs = [pair for journey in journeys for pair in journey.pairs]
+    return UnitResult(
+        input_ids=[image.id for image in images],
+        samples=conversations,
+        fates=[fate for journey in journeys for fate in journey.fates],
+        dropped=[set_aside(outcome) for journey in journeys for outcome in journey.dropped],
+        quarantined=[set_aside(outcome) for journey in journeys for outcome in journey.quarantined],
+        metrics={"images": len(images), "conversations": len(conversations), "pairs": len(pairs)} | metrics,
+        files={PAIRS_FILE: jsonl_bytes([{"id": pair.id, "sample": pair} for pair in pairs])},
+    )
+
+
+def set_aside(outcome: Dropped | Quarantined) -> dict[str, Any]:
+    """A row for people: why, and the whole record."""
+    row = {"id": outcome.id, "stage": outcome.stage, "reason": outcome.reason, "sample": outcome.sample}
+    return row | {"error": outcome.error} if isinstance(outcome, Quarantined) else row

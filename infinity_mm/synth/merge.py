@@ -1,0 +1,115 @@
+"""Merge: the kept pairs of one image become conversations of several turns.
+
+    q0: short, brief, detailed        c0: q0 short    q1 brief     q2 detailed
+    q1: short, brief, detailed  --->  c1: q0 brief    q1 detailed  q2 short
+    q2: short, brief, detailed        c2: q0 detailed q1 short     q2 brief
+
+No conversation holds the same question twice: with the answer to a question in view, the next answer to it is
+copied, not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from infinity_mm.dedup.text import normalise
+from infinity_mm.errors import explain
+from infinity_mm.prompts import PromptSet
+from infinity_mm.record import Call, ImageSlot, Merged, Outcome, Sample, Text, Turn
+from infinity_mm.synth.answer import write_answer
+from infinity_mm.synth.exchange import drop, keep
+from infinity_mm.synth.ids import conversation_id
+from infinity_mm.synth.stage import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """How conversations are cut."""
+
+    max_turns: int = 8
+    """Most questions in one conversation."""
+
+    def __post_init__(self) -> None:
+        if self.max_turns < 1:
+            raise explain(
+                what=f"max_turns={self.max_turns} leaves no conversation",
+                where="MergeConfig (YAML section `merge`)",
+                fix="set merge.max_turns to at least 1, usually 4 to 10",
+            )
+
+
+@final
+class Merge:
+    """Writes `turns`; every kept pair is merged into exactly one conversation. Asks no model."""
+
+    name = "merge"
+    reads = frozenset({"question", "style", "answer"})
+    writes = frozenset({"turns"})
+    roles = frozenset[str]()
+    prompts = frozenset[str]()
+    """Those of the styles, which the stage `styles` declares."""
+    needs_probabilities = frozenset[str]()
+
+    def __init__(self, config: MergeConfig) -> None:
+        """See the module."""
+        self._config = config
+
+    async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
+        """The conversations, and for every sample the one it went into."""
+        outcomes: list[Outcome] = []
+        kept: list[Sample] = []
+        for sample in samples:
+            if sample.decision in (None, "keep"):
+                kept.append(sample)
+            else:  # there is no stage that would have rewritten it
+                outcomes.append(drop(sample, self.name, f"decided_{sample.decision}"))
+        table, doubles = by_question(kept)
+        outcomes += [drop(sample, self.name, "duplicate_pair") for sample in doubles]
+        for number, pairs in enumerate(conversations(table, self._config.max_turns)):
+            merged = conversation(pairs, number, context.prompts)
+            outcomes.append(keep(merged))
+            outcomes += [Merged(id=pair.id, stage=self.name, into=merged.id) for pair in pairs]
+        return outcomes
+
+
+def by_question(pairs: Sequence[Sample]) -> tuple[list[dict[str, Sample]], list[Sample]]:
+    """Per question, in order, its pairs by style; and the pairs for which there was one already."""
+    table: dict[str, dict[str, Sample]] = {}
+    doubles: list[Sample] = []
+    for pair in pairs:
+        row = table.setdefault(normalise(pair.question or ""), {})
+        if row.setdefault(pair.style or "", pair) is not pair:
+            doubles.append(pair)
+    return list(table.values()), doubles
+
+
+def conversations(table: Sequence[Mapping[str, Sample]], max_turns: int) -> list[list[Sample]]:
+    """Every pair once: conversation k takes question i in style (i + k) mod n, where that was kept."""
+    styles = list(dict.fromkeys(style for row in table for style in row))
+    found: list[list[Sample]] = []
+    for k in range(len(styles)):
+        pairs = [row[style] for i, row in enumerate(table) if (style := styles[(i + k) % len(styles)]) in row]
+        found += [pairs[start : start + max_turns] for start in range(0, len(pairs), max_turns)]
+    return found
+
+
+def conversation(pairs: Sequence[Sample], number: int, prompts: PromptSet) -> Sample:
+    """One multi-turn sample. A user turn is the very prompt that was answered, so a student trains on what it meets."""
+    turns: list[Turn] = []
+    for pair in pairs:
+        prompt = write_answer(pair)
+        slots = () if turns else tuple(ImageSlot(index) for index in range(len(pair.images)))
+        turns.append(Turn("user", (*slots, Text(prompts.render(prompt.name, **prompt.fields)))))
+        turns.append(Turn("assistant", (Text(pair.answer or ""),)))
+    first = pairs[0]
+    calls: dict[Call, None] = dict.fromkeys(call for pair in pairs for call in pair.calls)
+    return Sample(
+        id=conversation_id(first.id, number),
+        images=first.images,
+        parents=tuple(pair.id for pair in pairs),
+        turns=tuple(turns),
+        tags=first.tags,
+        calls=tuple(calls),
+    )

@@ -1,0 +1,149 @@
+"""Conversations as a Parquet file that other libraries open without knowing this one.
+
+    Sample + image bytes --row--> {id, images, messages, ...} --parquet_bytes--> the same bytes in every run
+
+`datasets.load_dataset("parquet", data_files=...)` gives decoded images, because the file says so in its own
+metadata; the `messages` are what chat templates and trainers take.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infinity_mm.engines.base import ImageReader
+from infinity_mm.errors import explain
+from infinity_mm.record import ImageRef, ImageSlot, Part, Sample, Text, canonical_json
+
+ROW_GROUP_ROWS = 100
+"""Small groups: viewers and shuffling readers load whole groups, and rows hold images."""
+_TEXT = {"dtype": "string", "_type": "Value"}
+
+
+def _list(feature: object) -> dict[str, object]:
+    return {"feature": feature, "_type": "List"}
+
+
+_FEATURES = {
+    "id": _TEXT,
+    "images": _list({"_type": "Image"}),
+    "messages": _list({"role": _TEXT, "content": _list({"type": _TEXT, "text": _TEXT})}),
+    "source": _TEXT,
+    "licence": _TEXT,
+    "provenance": _TEXT,
+}
+_PART = pa.struct([("type", pa.string()), ("text", pa.string())])
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(_PART))])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("messages", pa.list_(_MESSAGE)),
+        ("source", pa.string()),
+        ("licence", pa.string()),
+        ("provenance", pa.string()),
+    ],
+    metadata={"huggingface": canonical_json({"info": {"features": _FEATURES}})},
+)
+_LEAVES = (
+    "id",
+    "images.list.element.bytes",
+    "images.list.element.path",
+    "messages.list.element.role",
+    "messages.list.element.content.list.element.type",
+    "messages.list.element.content.list.element.text",
+    "source",
+    "licence",
+    "provenance",
+)
+"""Columns as Parquet names them."""
+_ENDINGS = {
+    b"\x89PNG": "png",
+    b"\xff\xd8\xff": "jpg",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
+
+
+def row(sample: Sample, pairs: Sequence[Sample], images: ImageReader) -> dict[str, Any]:
+    """One row. `pairs` are the question-answer pairs in the conversation, in order; they are its provenance."""
+    read = [(image, images.read(image)) for image in sample.images]
+    return {
+        "id": sample.id,
+        "images": [{"bytes": data, "path": file_name(image, data)} for image, data in read],
+        "messages": [
+            {"role": turn.role, "content": [_content(part, sample.id) for part in turn.content]}
+            for turn in sample.turns
+        ],
+        "source": _joined(image.source for image in sample.images),
+        "licence": _joined(image.licence for image in sample.images),
+        "provenance": canonical_json(provenance(sample, pairs)),
+    }
+
+
+def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
+    """Where images and turns come from; nothing in it depends on the machine."""
+    return {
+        "images": [
+            {"sha256": i.sha256, "source": i.source, "licence": i.licence, "page": i.page}
+            for i in sample.images
+        ],
+        "pairs": [
+            {
+                "id": pair.id,
+                "type": pair.instruction_type,
+                "style": pair.style,
+                "score": None if pair.score is None else asdict(pair.score),
+                "rewritten": bool(pair.previous),
+                "calls": [asdict(call) for call in pair.calls],
+            }
+            for pair in pairs
+        ],
+    }
+
+
+def parquet_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The file. Image bytes are compressed already; the same rows give the same bytes with the same pyarrow."""
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    sink = io.BytesIO()
+    options: dict[str, Any] = {  # pyarrow takes dictionaries and lists here; its stubs say otherwise
+        "compression": {path: "none" if path.startswith("images.") else "zstd" for path in _LEAVES},
+        "use_dictionary": ["source", "licence"],
+        "write_statistics": ["id"],
+    }
+    pq.write_table(
+        table, sink, version="2.6", data_page_version="1.0", row_group_size=ROW_GROUP_ROWS, **options
+    )
+    return sink.getvalue()
+
+
+def file_name(image: ImageRef, data: bytes) -> str:
+    """A name for the image where one is wanted: by content, never a path of this machine."""
+    ending = next((ending for head, ending in _ENDINGS.items() if data.startswith(head)), "bin")
+    return f"{image.sha256[:16]}.{ending}"
+
+
+def _content(part: Part, id_: str) -> dict[str, str | None]:
+    match part:
+        case Text(text=text):
+            return {"type": "text", "text": text}
+        case ImageSlot():
+            return {"type": "image", "text": None}
+        case _:
+            raise explain(
+                what=f"{id_} has a box or a point in its conversation, which this layout has no place for",
+                where="publish",
+                fix="write boxes as text for the model family that will be trained, before publishing",
+            )
+
+
+def _joined(names: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(names))

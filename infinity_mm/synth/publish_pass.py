@@ -1,0 +1,126 @@
+"""Pass `publish` (P4): the conversations that stayed, cut into files for others.
+
+units of `dedup` grouped by rows --+ pairs of `journeys`, image bytes--> train-00000-of-00002.parquet, ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
+
+from infinity_mm.config import to_plain
+from infinity_mm.errors import explain
+from infinity_mm.record import Emitted, Outcome, Quarantined, Sample, canonical_json, digest, settle
+from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
+from infinity_mm.storage.shards import read_jsonl
+from infinity_mm.synth.journey_pass import PAIRS_FILE, set_aside
+from infinity_mm.synth.publish import parquet_bytes, row
+from infinity_mm.vision.images import BadImage
+
+if TYPE_CHECKING:
+    from infinity_mm.runtime.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishConfig:
+    """How the data set is cut."""
+
+    rows_per_file: int = 2000
+    """A file is closed when it has so many rows; it is built in memory, images included."""
+
+    def __post_init__(self) -> None:
+        if self.rows_per_file < 1:
+            raise explain(
+                what=f"rows_per_file={self.rows_per_file}",
+                where="PublishConfig (YAML section `publish`)",
+                fix="set publish.rows_per_file to at least 1, usually 1000 to 10000",
+            )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PublishPass:
+    """P4: Parquet with images inside."""
+
+    config: PublishConfig = field(default_factory=PublishConfig)
+    after: str = "dedup"
+    """The pass whose samples are published."""
+    journeys: str = "journeys"
+    """The pass, cut into the same units, that wrote the pairs of each conversation."""
+    name: str = "publish"
+
+    def fingerprint(self) -> str:
+        """Configuration."""
+        return digest(self.name, self.after, self.journeys, canonical_json(to_plain(self.config)))
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        """One per file, each of whole units of the pass before; a file without rows if there is nothing."""
+        manifest = run.manifest(self.after)
+        assert manifest is not None, f"pass {self.name} runs after {self.after}"
+        groups: list[list[str]] = [[]]
+        num_rows = 0
+        for unit in manifest.units:
+            if num_rows >= self.config.rows_per_file:
+                groups.append([])
+                num_rows = 0
+            groups[-1].append(unit)
+            num_rows += len(run.unit_samples(self.after, unit))
+        return [
+            Unit(
+                id=f"{number:05d}",
+                payload={"units": group, "file": f"train-{number:05d}-of-{len(groups):05d}.parquet"},
+            )
+            for number, group in enumerate(groups)
+        ]
+
+    def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
+        """Nothing to start."""
+        return self._open(run)
+
+    @asynccontextmanager
+    async def _open(self, run: Run) -> AsyncIterator[PassWorker]:
+        yield _PublishWorker(self, run)
+
+
+@final
+class _PublishWorker:
+    def __init__(self, pass_: PublishPass, run: Run) -> None:
+        self._pass, self._run = pass_, run
+
+    async def run(self, unit: Unit) -> UnitResult:
+        """Read, build and compress in a thread."""
+        return await asyncio.to_thread(self._work, unit.payload["units"], unit.payload["file"])
+
+    def _work(self, units: Sequence[str], file: str) -> UnitResult:
+        samples = [sample for unit in units for sample in self._run.unit_samples(self._pass.after, unit)]
+        samples.sort(key=lambda sample: sample.id)
+        pairs = {pair.id: pair for unit in units for pair in self._pairs(unit)}
+        rows: list[dict[str, Any]] = []
+        outcomes: list[Outcome] = []
+        for sample in samples:
+            try:
+                rows.append(row(sample, [pairs[id_] for id_ in sample.parents], self._run.images))
+                outcomes.append(Emitted(sample=sample))
+            except BadImage as bad:  # the file was removed or replaced since it was read first
+                outcomes.append(
+                    Quarantined(
+                        id=sample.id, stage=self._pass.name, reason=bad.reason, error=str(bad), sample=sample
+                    )
+                )
+        ids = [sample.id for sample in samples]
+        data = parquet_bytes(rows)
+        return UnitResult(
+            input_ids=ids,
+            samples=[outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)],
+            fates=settle(self._pass.name, ids, outcomes),
+            quarantined=[set_aside(outcome) for outcome in outcomes if isinstance(outcome, Quarantined)],
+            metrics={"rows": len(rows), "bytes": len(data)},
+            files={file: data},
+        )
+
+    def _pairs(self, unit: str) -> list[Sample]:
+        lines = read_jsonl(self._run.read_file(self._pass.journeys, unit, PAIRS_FILE))
+        return [Sample.from_json(canonical_json(line["sample"])) for line in lines]

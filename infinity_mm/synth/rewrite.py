@@ -1,0 +1,116 @@
+"""Rewrite: give pairs between keep and drop one more chance, and believe no rewrite unseen.
+
+decided `rewrite` --teacher: minimal edit--> checked in code --judge--> kept if good and better | dropped
+decided `keep`    ------------------------------------------------------> kept as it is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+from infinity_mm.engines.base import Reply
+from infinity_mm.errors import explain
+from infinity_mm.quality.policy import Policy, decide
+from infinity_mm.quality.verify import VerifyConfig, rewrite_fault
+from infinity_mm.record import Dropped, Emitted, Outcome, Sample
+from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep, unreadable
+from infinity_mm.synth.judge import JudgeConfig, judge_exchange, read_score, write_judge
+from infinity_mm.synth.stage import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriteConfig:
+    """How answers are rewritten, and which rewrites are accepted."""
+
+    max_rounds: int = 1
+    """Tries per answer, each from the same original; more than one needs a temperature above 0."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    max_new_tokens: int = 768
+    """Room for the whole new answer."""
+    min_gain: float = 1.0
+    """Points by which the new score must exceed the old one."""
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    """What may change."""
+
+    def __post_init__(self) -> None:
+        if self.max_rounds < 1 or (self.max_rounds > 1 and self.temperature == 0):
+            raise explain(
+                what=f"max_rounds={self.max_rounds} with temperature={self.temperature} asks the same again or nothing",
+                where="RewriteConfig (YAML section `rewrite`)",
+                fix="set rewrite.max_rounds to 1, or rewrite.temperature above 0",
+            )
+
+
+@final
+class Rewrite:
+    """Replaces `answer` and `score` of samples decided `rewrite`; keeps what it replaced in `previous`."""
+
+    name = "rewrite"
+    reads = frozenset({"question", "answer", "score", "decision"})
+    writes = frozenset({"answer", "score", "decision", "previous"})
+    roles = frozenset({"teacher", "judge"})
+    prompts = frozenset({"rewrite", "judge"})
+    needs_probabilities = frozenset[str]()
+
+    def __init__(self, config: RewriteConfig, policy: Policy, judge: JudgeConfig) -> None:
+        """The judge and the policy are those of the first judgement."""
+        self._config = config
+        self._policy = policy
+        self._judge = judge
+
+    async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
+        """Two calls per rewritten answer and round; samples that are kept cost none."""
+        outcomes: dict[str, Outcome] = {s.id: keep(s) for s in samples if s.decision != "rewrite"}
+        waiting = [sample for sample in samples if sample.decision == "rewrite"]
+        for draw in range(self._config.max_rounds):
+            for sample, outcome in zip(waiting, await self._round(waiting, context, draw), strict=True):
+                outcomes[sample.id] = outcome
+            waiting = [sample for sample in waiting if isinstance(outcomes[sample.id], Dropped)]
+        return [outcomes[sample.id] for sample in samples]
+
+    async def _round(self, samples: Sequence[Sample], context: Context, draw: int) -> list[Outcome]:
+        writer = Exchange(
+            stage=self.name,
+            role="teacher",
+            max_new_tokens=self._config.max_new_tokens,
+            temperature=self._config.temperature,
+            draw=draw,
+        )
+        outcomes = await writer.run(samples, context, write=_write, read=self._read)
+        drafts = [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
+        judge = judge_exchange(self.name, self._judge, step="judge", draw=draw)
+        judged = iter(await judge.run(drafts, context, write=write_judge, read=self._compare))
+        return [next(judged) if isinstance(outcome, Emitted) else outcome for outcome in outcomes]
+
+    def _read(self, sample: Sample, reply: Reply) -> Outcome:
+        draft = replace(
+            sample,
+            answer=reply.text.strip(),
+            score=None,
+            decision=None,
+            previous=(*sample.previous, (sample.answer or "", sample.score)),
+        )
+        fault = "rewrite_cut_off" if reply.finish_reason == "length" else None
+        fault = fault or rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
+        return drop(draft, self.name, fault) if fault else keep(draft)
+
+    def _compare(self, draft: Sample, reply: Reply) -> Outcome:
+        score = read_score(reply)
+        if score is None:
+            return unreadable(draft, self.name, "unreadable_score", reply)
+        _, old_score = draft.previous[-1]
+        new = self._policy.value(score)
+        old = None if old_score is None else self._policy.value(old_score)
+        judged = replace(draft, score=score, decision="drop")
+        if decide(score, self._policy).name != "keep":
+            return drop(judged, self.name, "rewrite_score_low")
+        if new is None or old is None or new < old + self._config.min_gain:
+            return drop(judged, self.name, "rewrite_not_better")
+        return keep(replace(judged, decision="keep"))
+
+
+def _write(sample: Sample) -> Prompt:
+    return Prompt(name="rewrite", fields={"question": sample.question or "", "answer": sample.answer or ""})

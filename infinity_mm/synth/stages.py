@@ -1,0 +1,121 @@
+"""Which stages there are, how they are configured, and the ordered list a run uses.
+
+[ask, distinct, ...] --STAGES--> Stage* --check_wiring, check_prompts--> ready
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from infinity_mm.errors import explain
+from infinity_mm.prompts import PromptSet
+from infinity_mm.quality.policy import Policy
+from infinity_mm.synth.answer import Answer, AnswerConfig
+from infinity_mm.synth.ask import Ask, AskConfig
+from infinity_mm.synth.check import Check, CheckConfig
+from infinity_mm.synth.decide import Decide
+from infinity_mm.synth.distinct import Distinct
+from infinity_mm.synth.judge import Judge, JudgeConfig
+from infinity_mm.synth.merge import Merge, MergeConfig
+from infinity_mm.synth.rewrite import Rewrite, RewriteConfig
+from infinity_mm.synth.spread import WRITES
+from infinity_mm.synth.stage import Stage, check_prompts, check_wiring
+from infinity_mm.synth.styles import Styles, StylesConfig
+from infinity_mm.taxonomy.tree import Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class JourneyConfig:
+    """What happens to an image between its plan and its conversations."""
+
+    seed: int = 0
+    """Decides every draw, together with stage and sample id."""
+    prompts: str = "default"
+    """Prompt set: `default` for real VLMs, `nano` for the wind tunnel's own, or the path of a folder."""
+    stages: tuple[str, ...] = (
+        "ask",
+        "distinct",
+        "check",
+        "styles",
+        "answer",
+        "judge",
+        "decide",
+        "rewrite",
+        "merge",
+    )
+    """In order; names from `STAGES`."""
+    ask: AskConfig = field(default_factory=AskConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
+    styles: StylesConfig = field(default_factory=StylesConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    policy: Policy = field(default_factory=Policy)
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    images_per_shard: int = 64
+    """Images in one work shard; a kill costs at most the shards in flight."""
+    images_in_flight: int = 256
+    """Journeys a worker has under way at once."""
+    journal: Literal["record", "replay"] = "record"
+    """`replay` asks no model: every reply must be in the run's journal."""
+
+    def __post_init__(self) -> None:
+        if self.images_per_shard < 1 or self.images_in_flight < 1:
+            raise explain(
+                what=f"images_per_shard={self.images_per_shard}, images_in_flight={self.images_in_flight}",
+                where="configuration",
+                fix="set both to at least 1",
+            )
+        check_names(self.stages)
+
+
+STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
+    "ask": lambda config, tree: Ask(
+        config.ask, {path: leaf.definition for path, leaf in tree.leaves.items()}
+    ),
+    "distinct": lambda config, tree: Distinct(),
+    "check": lambda config, tree: Check(config.check),
+    "styles": lambda config, tree: Styles(
+        config.styles, {path: leaf.styles for path, leaf in tree.leaves.items()}
+    ),
+    "answer": lambda config, tree: Answer(config.answer),
+    "judge": lambda config, tree: Judge(config.judge),
+    "decide": lambda config, tree: Decide(config.policy),
+    "rewrite": lambda config, tree: Rewrite(config.rewrite, config.policy, config.judge),
+    "merge": lambda config, tree: Merge(config.merge),
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse an unknown stage, and one that is there twice: a sample has one fate per stage."""
+    for place, name in enumerate(names):
+        if name not in STAGES:
+            near = difflib.get_close_matches(name, list(STAGES), n=1)
+            raise explain(
+                what=f"there is no stage `{name}`",
+                where=f"stages[{place}] (configuration)",
+                fix=(f"did you mean `{near[0]}`? " if near else "") + f"known stages: {', '.join(STAGES)}",
+            )
+        if name in names[:place]:
+            raise explain(
+                what=f"stage `{name}` is there twice",
+                where="stages (configuration)",
+                fix="name each stage once",
+            )
+
+
+def build_stages(config: JourneyConfig, tree: Tree, prompts: PromptSet) -> list[Stage]:
+    """The stages of a run, with their wiring and prompts checked."""
+    stages = [STAGES[name](config, tree) for name in config.stages]
+    check_wiring(stages, start=WRITES)
+    check_prompts(stages, prompts)
+    if not any("turns" in stage.writes for stage in stages):
+        raise explain(
+            what="no stage makes conversations",
+            where="stages (configuration)",
+            fix="put `merge` last",
+        )
+    return stages
