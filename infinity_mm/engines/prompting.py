@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from infinity_mm.engines.base import Failure, Reply, Request
-from infinity_mm.record import ImageSlot, Region, Text
+from infinity_mm.record import ImageSlot, Region, Text, digest
 
 
 class Refused(Exception):  # noqa: N818 (a fact about a request, not a programming error)
@@ -45,6 +45,11 @@ def chat_messages(request: Request) -> list[dict[str, Any]]:
 def region_text(region: Region) -> str:
     """A box or point in thousandths of the upright image, the convention most model families were trained on."""
     return "[" + ", ".join(str(round(1000 * value)) for value in region.coords) + "]"
+
+
+def sampling_seed(request: Request) -> int:
+    """63 bits that differ between the draws of one seed."""
+    return int(digest("sample", str(request.seed), str(request.draw))[:16], 16) >> 1
 
 
 def choice_reply(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infinity_mm.engines.base import Request
-from infinity_mm.record import digest
+from infinity_mm.engines.prompting import sampling_seed
 
 
 @final
@@ -25,8 +25,7 @@ class Sampler:
         self.temperature = request.temperature
         self._generator: torch.Generator | None = None
         if request.temperature > 0:
-            seed = int(digest("sample", str(request.seed), str(request.draw))[:16], 16) >> 1
-            self._generator = torch.Generator(device).manual_seed(seed)
+            self._generator = torch.Generator(device).manual_seed(sampling_seed(request))
 
     def scores(self, logits: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
         """The next token is the largest of these; greedy for temperature 0."""

@@ -1,7 +1,7 @@
 """An engine without a model, whose answers say what it was asked."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from infinity_mm.engines.base import Capabilities, Failure, Reply, Request
 from infinity_mm.record import Text, Turn
@@ -23,17 +23,27 @@ class Echo:
     capabilities = Capabilities(images_per_prompt=0, choice_logprobs=False, seeds=True, reproducible="exact")
     fingerprint = "echo"
 
-    def __init__(self, *, delay_s: float = 0.0) -> None:
+    def __init__(self, *, delay_s: float = 0.0, gate: asyncio.Event | None = None) -> None:
+        """It answers after `delay_s`, and once the gate is open."""
         self.batches: list[list[str]] = []
         self._delay_s = delay_s
+        self._gate = gate
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         texts = [request.turns[-1].text for request in requests]
         self.batches.append(texts)
         await asyncio.sleep(self._delay_s)
+        if self._gate is not None:
+            await self._gate.wait()
         if any("raise" in text for text in texts):
             raise RuntimeError("out of memory")
         return [
             Failure(reason="bad_text", detail=text) if "bad" in text else Reply(text=text + "!")
             for text in texts
         ]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other tasks run until something is so."""
+    while not condition():
+        await asyncio.sleep(0.001)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from engine_fakes import Echo, ask
+from engine_fakes import Echo, ask, until
 
 from infinity_mm.engines.base import Engine, Failure, Reply, Request
 from infinity_mm.engines.journaled import Journaled
@@ -85,14 +85,16 @@ def test_a_request_that_is_being_asked_is_not_asked_again(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("end", ["cancelled", "raised"])
 def test_when_the_call_that_asks_is_gone_the_one_that_waits_asks_itself(tmp_path: Path, end: str) -> None:
-    echo = Echo(delay_s=0.02)
+    gate = asyncio.Event()
+    echo = Echo(gate=gate)
 
     async def run() -> list[Reply | Failure]:
         engine = Journaled(echo, Journal(str(tmp_path), "w0"))
         first = asyncio.create_task(engine.generate([ask("a"), ask("raise" if end == "raised" else "b")]))
-        await asyncio.sleep(0.01)
+        await until(lambda: len(echo.batches) == 1)
         second = asyncio.create_task(engine.generate([ask("a")]))
         await asyncio.sleep(0)
+        gate.set()
         if end == "cancelled":
             first.cancel()
         with pytest.raises(RuntimeError if end == "raised" else asyncio.CancelledError):

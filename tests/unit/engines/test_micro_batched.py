@@ -2,7 +2,7 @@ import asyncio
 import time
 
 import pytest
-from engine_fakes import Echo, ask
+from engine_fakes import Echo, ask, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,18 +42,22 @@ def test_a_lone_request_is_answered_after_the_wait() -> None:
 
 
 def test_a_call_of_a_thousand_does_not_hold_up_a_call_of_one() -> None:
-    echo = Echo(delay_s=0.001)
+    gate = asyncio.Event()
+    echo = Echo(gate=gate)
 
     async def run() -> None:
         async with MicroBatched(echo, max_batch=16, max_wait_s=0) as engine:
             large = asyncio.create_task(engine.generate([ask(f"large{i}") for i in range(1000)]))
-            await asyncio.sleep(0.003)
-            await engine.generate([ask("small")])
+            await until(lambda: len(echo.batches) == 1)
+            small = asyncio.create_task(engine.generate([ask("small")]))
+            await asyncio.sleep(0)
+            gate.set()
+            await small
             assert not large.done()
             assert len(await large) == 1000
 
     asyncio.run(run())
-    assert next(i for i, batch in enumerate(echo.batches) if "small" in batch) < 10
+    assert "small" in echo.batches[1]
 
 
 def test_leaving_the_block_answers_what_waits_and_refuses_new_calls() -> None:
@@ -81,15 +85,17 @@ def test_a_raised_error_reaches_its_batch_and_later_batches_go_on() -> None:
 
 
 def test_a_cancelled_call_leaves_the_queue() -> None:
-    echo = Echo(delay_s=0.02)
+    gate = asyncio.Event()
+    echo = Echo(gate=gate)
 
     async def run() -> None:
         async with MicroBatched(echo, max_batch=2, max_wait_s=0) as engine:
             busy = asyncio.create_task(engine.generate([ask("a"), ask("b")]))
-            await asyncio.sleep(0.005)
+            await until(lambda: len(echo.batches) == 1)
             given_up = asyncio.create_task(engine.generate([ask("x"), ask("y")]))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0)
             given_up.cancel()
+            gate.set()
             await busy
             await engine.generate([ask("c")])
 

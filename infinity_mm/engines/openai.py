@@ -1,0 +1,234 @@
+"""Any server that speaks OpenAI's chat-completions protocol (vLLM, SGLang, llama.cpp, hosted models).
+
+    request --image as data URI, payload--> POST /chat/completions --retry, back off--> Reply | Failure
+
+aiohttp, not httpx: with 64 calls in flight httpx's connection pool limits it to an eighth of the throughput.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.lru import BytesLru
+from infinity_mm.engines.openai_wire import chat_payload, data_uri, read_error, read_reply
+from infinity_mm.engines.prompting import Refused
+from infinity_mm.errors import explain, need
+from infinity_mm.record import ImageRef, canonical_json
+from infinity_mm.vision.images import BadImage
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_URI_CACHE_BYTES = 64 << 20
+"""For images between the calls of their journeys."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenAISpec:
+    """Which server and model to ask, and how hard."""
+
+    base_url: str
+    """Up to and including the version, as in http://localhost:8000/v1."""
+    model: str
+    """The name the server knows."""
+    revision: str
+    """Which weights these are: a commit, a date. Replies are remembered under it, so change it with the weights."""
+    replicas: tuple[str, ...] = ()
+    """Base URLs of further servers with the same model; an image always goes to the same one, for its cache."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; None for a server without one."""
+    timeout_s: float = 300.0
+    """For one attempt, from sending to the last byte."""
+    max_in_flight: int = 64
+    """Most calls at the same time."""
+    max_retries: int = 5
+    """Further attempts after 408, 429, 5xx, a timeout, a lost connection or an unreadable reply."""
+    backoff_s: float = 0.5
+    """Wait before the first retry; doubles each time, with jitter. A server's Retry-After is followed instead."""
+    max_backoff_s: float = 60.0
+    """Longest wait, whatever the server says."""
+    max_images: int = 8
+    """Most images in one request."""
+    image_max_px: int | None = None
+    """Longest side of a sent image; larger ones are scaled down. None sends them as they are."""
+    choice_field: Literal["structured_outputs", "guided_choice"] | None = None
+    """vLLM's field that forces one of `Request.choices` (the second name is that of older versions)."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Added to every call, as in {chat_template_kwargs: {enable_thinking: false}}."""
+
+    def __post_init__(self) -> None:
+        for url in (self.base_url, *self.replicas):
+            if not url.startswith(("http://", "https://")):
+                raise explain(
+                    what=f"`{url}` is not an HTTP address",
+                    where="OpenAISpec",
+                    fix="as in http://localhost:8000/v1",
+                )
+        if self.max_in_flight < 1 or self.max_retries < 0 or self.timeout_s <= 0:
+            raise explain(
+                what=f"max_in_flight={self.max_in_flight}, max_retries={self.max_retries}, timeout_s={self.timeout_s}",
+                where="OpenAISpec",
+                fix="set max_in_flight to at least 1, max_retries to at least 0, timeout_s above 0",
+            )
+
+    @asynccontextmanager
+    async def open(self, images: ImageReader) -> AsyncIterator[Engine]:
+        """Open connections; nothing is sent yet."""
+        if importlib.util.find_spec("aiohttp") is None:
+            raise need("aiohttp", extra="synth", purpose="asking a model server")
+        import aiohttp
+
+        key = _api_key(self.api_key_env)
+        async with aiohttp.ClientSession(
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout=aiohttp.ClientTimeout(total=self.timeout_s),
+            connector=aiohttp.TCPConnector(limit=self.max_in_flight),
+        ) as session:
+            yield OpenAIEngine(self, session, images, secret=key)
+
+
+@final
+class OpenAIEngine:
+    """Sends each request on its own, up to `max_in_flight` at a time."""
+
+    def __init__(
+        self, spec: OpenAISpec, session: aiohttp.ClientSession, images: ImageReader, *, secret: str | None
+    ) -> None:
+        self._spec = spec
+        self._session = session
+        self._images = images
+        self._secret = secret
+        self._slots = asyncio.Semaphore(spec.max_in_flight)
+        self._urls = [url.rstrip("/") + "/chat/completions" for url in (spec.base_url, *spec.replicas)]
+        self._uris: BytesLru[str, str] = BytesLru(_URI_CACHE_BYTES)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Text only: servers do not score given continuations without giving up their prefix cache."""
+        return Capabilities(
+            images_per_prompt=self._spec.max_images,
+            choice_logprobs=False,
+            seeds=True,
+            reproducible="best_effort",
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Model, revision and what changes its input; not the address, so that a server can move."""
+        spec = self._spec
+        settings = {
+            "image_max_px": spec.image_max_px,
+            "choice_field": spec.choice_field,
+            "extra_body": spec.extra_body,
+        }
+        return f"openai: {spec.model}@{spec.revision}, {canonical_json(settings)}"
+
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        """All requests at once, as far as there are slots."""
+        return list(await asyncio.gather(*(self._one(request) for request in requests)))
+
+    async def _one(self, request: Request) -> Reply | Failure:
+        try:
+            if len(request.images) > self._spec.max_images:
+                raise Refused("too_many_images", f"{len(request.images)} of at most {self._spec.max_images}")
+            payload = chat_payload(
+                request,
+                [await self._uri(image) for image in request.images],
+                model=self._spec.model,
+                choice_field=self._spec.choice_field,
+                extra_body=self._spec.extra_body,
+            )
+        except Refused as refused:
+            return refused.failure
+        except (BadImage, OSError) as error:
+            return Failure(reason="bad_image", detail=str(error))
+        rng = random.Random(request.key(self.fingerprint))
+        attempt = 0
+        while True:
+            async with self._slots:
+                answer, retry_after_s = await self._attempt(self._url(request), payload, request.choices)
+            if isinstance(answer, Reply) or not answer.retryable or attempt == self._spec.max_retries:
+                return answer
+            await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))
+            attempt += 1
+
+    async def _attempt(
+        self, url: str, payload: Mapping[str, Any], choices: Sequence[str]
+    ) -> tuple[Reply | Failure, float | None]:
+        """One call, and what the server says about when to come back."""
+        import aiohttp
+
+        try:
+            async with self._session.post(url, json=payload) as response:
+                body = await response.text(errors="replace")
+                if response.status == 200:
+                    return read_reply(body, choices), None
+                failure = read_error(response.status, body)
+                return self._redacted(failure), _seconds(response.headers.get("Retry-After"))
+        except TimeoutError:
+            return Failure(
+                reason="timeout", detail=f"no reply in {self._spec.timeout_s} s", retryable=True
+            ), None
+        except aiohttp.ClientError as error:
+            detail = f"{type(error).__name__}: {error}"
+            return self._redacted(Failure(reason="connection", detail=detail, retryable=True)), None
+
+    def _url(self, request: Request) -> str:
+        first = request.images[0].sha256 if request.images else "0"
+        return self._urls[int(first[:8], 16) % len(self._urls)]
+
+    def _wait_s(self, attempt: int, retry_after_s: float | None, rng: random.Random) -> float:
+        backoff_s = self._spec.backoff_s * 2**attempt * (0.5 + rng.random())
+        return min(self._spec.max_backoff_s, backoff_s if retry_after_s is None else max(retry_after_s, 0.0))
+
+    async def _uri(self, image: ImageRef) -> str:
+        kept = self._uris.get(image.sha256)
+        if kept is None:
+            kept = await asyncio.to_thread(self._read_uri, image)
+            self._uris.put(image.sha256, kept, num_bytes=len(kept))
+        return kept
+
+    def _read_uri(self, image: ImageRef) -> str:
+        return data_uri(self._images.read(image), max_side_px=self._spec.image_max_px)
+
+    def _redacted(self, failure: Failure) -> Failure:
+        """Servers quote the key they refuse; details end up in reports."""
+        if self._secret is None:
+            return failure
+        detail = failure.detail.replace(self._secret, "[key]")
+        return Failure(reason=failure.reason, detail=detail, retryable=failure.retryable)
+
+
+def _api_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise explain(
+            what=f"the environment variable {variable} is not set",
+            where="engine.api_key_env",
+            fix=f"export {variable}=... before the run, or leave api_key_env out for a server without a key",
+        )
+    return key
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After comes as seconds or as a date."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,221 @@
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from engine_fakes import ask
+from misbehaving_server import Server, completion
+from nano import Drawn, look
+
+from infinity_mm.engines.base import Engine, Failure, Reply, Request
+from infinity_mm.engines.openai import OpenAISpec
+from infinity_mm.errors import UserError
+
+
+def generate(
+    requests: Sequence[Request], *, server: Server | None = None, images: Drawn | None = None, **spec: Any
+) -> list[Reply | Failure]:
+    """Ask a misbehaving server."""
+
+    async def run() -> list[Reply | Failure]:
+        async with server or Server() as running:
+            settings: dict[str, Any] = {
+                "model": "m",
+                "revision": "r",
+                "backoff_s": 0.001,
+                "timeout_s": 20.0,
+            } | spec
+            async with OpenAISpec(base_url=running.url, **settings).open(images or Drawn()) as engine:
+                assert isinstance(engine, Engine)
+                return await engine.generate(requests)
+
+    return asyncio.run(run())
+
+
+def test_replies_come_in_the_order_of_the_requests_with_their_token_counts() -> None:
+    answers = generate([ask(f"q{i}") for i in range(20)])
+    assert answers == [Reply(text=f"you said q{i}", prompt_tokens=11, completion_tokens=3) for i in range(20)]
+
+
+@pytest.mark.parametrize("trouble", ["once 429", "once 500", "once 503", "once 408", "drop 2", "half"])
+def test_passing_trouble_is_tried_again(trouble: str) -> None:
+    server = Server()
+    assert generate([ask(trouble)], server=server) == [
+        Reply(text=f"you said {trouble}", prompt_tokens=11, completion_tokens=3)
+    ]
+    assert server.calls[trouble] == (3 if trouble == "drop 2" else 2)
+
+
+@pytest.mark.parametrize(
+    ("order", "reason", "retryable"),
+    [
+        ("always 500", "http_500", True),
+        ("always 429", "http_429", True),
+        ("always 400", "http_400", False),
+        ("always 404", "http_404", False),
+        ("drop 99", "connection", True),
+        ("garbage", "bad_reply", True),
+        ("shape", "bad_reply", True),
+        ("body [1]", "bad_reply", True),
+        ("body " + json.dumps(completion("")), "empty_reply", True),
+        (
+            "body " + json.dumps(completion(None, finish_reason="length", reasoning="hmm")),
+            "empty_reply",
+            False,
+        ),
+        ("body " + json.dumps(completion("x", finish_reason="content_filter")), "content_filter", False),
+    ],
+)
+def test_lasting_trouble_is_a_failure_with_its_reason_and_others_go_on(
+    order: str, reason: str, retryable: bool
+) -> None:
+    server = Server()
+    failure, reply = generate([ask(order), ask("fine")], server=server, max_retries=2)
+    assert isinstance(failure, Failure)
+    assert (failure.reason, failure.retryable) == (reason, retryable)
+    assert isinstance(reply, Reply)
+    assert server.calls[order] == (3 if retryable else 1)
+
+
+def test_a_hanging_server_is_a_timeout_and_others_go_on() -> None:
+    start = time.monotonic()
+    failure, reply = generate([ask("hang"), ask("fine")], timeout_s=0.3, max_retries=1)
+    assert isinstance(failure, Failure)
+    assert failure.reason == "timeout"
+    assert isinstance(reply, Reply)
+    assert time.monotonic() - start < 10
+
+
+def test_no_server_at_all_is_a_connection_failure() -> None:
+    async def run() -> list[Reply | Failure]:
+        spec = OpenAISpec(
+            base_url="http://127.0.0.1:1/v1", model="m", revision="r", max_retries=1, backoff_s=0.001
+        )
+        async with spec.open(Drawn()) as engine:
+            return await engine.generate([ask("a")])
+
+    [failure] = asyncio.run(run())
+    assert isinstance(failure, Failure)
+    assert failure.reason == "connection"
+
+
+def test_retry_after_is_followed_up_to_the_longest_wait() -> None:
+    start = time.monotonic()
+    generate([ask("retry-after 1")])
+    assert time.monotonic() - start >= 1
+    start = time.monotonic()
+    generate([ask("retry-after 3600"), ask("retry-after Wed, 21 Oct 2065 07:28:00 GMT")], max_backoff_s=0.1)
+    assert time.monotonic() - start < 5
+
+
+def test_sixty_four_calls_are_in_flight_and_no_more_than_allowed() -> None:
+    requests = [ask(f"q{i}") for i in range(200)]
+    wide, narrow = Server(delay_s=0.2), Server(delay_s=0.001)
+    generate(requests, server=wide, max_in_flight=64)
+    assert 32 < wide.most_in_flight <= 64
+    generate(requests, server=narrow, max_in_flight=3)
+    assert narrow.most_in_flight == 3
+
+
+def test_the_image_comes_first_as_the_original_bytes() -> None:
+    server, images = Server(), Drawn()
+    image = images.image(0)
+    generate([look(image, "what")], server=server, images=images)
+    original = base64.b64encode(images.data[image.sha256]).decode()
+    assert server.bodies[0]["messages"][0]["content"] == [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{original}"}},
+        {"type": "text", "text": "what"},
+    ]
+
+
+def test_seed_temperature_and_length_are_sent_and_draws_differ() -> None:
+    server = Server()
+    requests = [look((), "a", seed=5, draw=draw, temperature=0.7, max_new_tokens=9) for draw in (0, 1)]
+    generate(requests, server=server, extra_body={"chat_template_kwargs": {"enable_thinking": False}})
+    first, second = server.bodies
+    assert first["model"] == "m"
+    assert (first["temperature"], first["max_tokens"]) == (0.7, 9)
+    assert first["chat_template_kwargs"] == {"enable_thinking": False}
+    assert first["seed"] != second["seed"]
+    assert 0 <= first["seed"] < 2**31
+
+
+def test_a_bad_image_fails_alone_and_is_never_sent() -> None:
+    server, images = Server(), Drawn()
+    broken = images.add(images.data[images.image(0).sha256][:60])
+    answers = generate([look(broken, "what"), look(images.image(1), "what")], server=server, images=images)
+    assert isinstance(answers[0], Failure)
+    assert answers[0].reason == "bad_image"
+    assert isinstance(answers[1], Reply)
+    assert len(server.bodies) == 1
+
+
+def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-secret")
+    server = Server()
+    [failure] = generate([ask("always 401")], server=server, api_key_env="TEST_KEY")
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert isinstance(failure, Failure)
+    assert failure.reason == "http_401"
+    assert "sk-secret" not in failure.detail
+    assert "[key]" in failure.detail
+
+
+def test_a_key_that_is_not_set_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    with pytest.raises(UserError, match="TEST_KEY"):
+        generate([ask("a")], api_key_env="TEST_KEY")
+
+
+def test_choices_are_forced_where_the_server_can_and_read_from_the_text_elsewhere() -> None:
+    server = Server()
+    order = "body " + json.dumps(completion("Yes."))
+    request = look((), order, choices=("yes", "no"))
+    [reply] = generate([request], server=server, choice_field="structured_outputs")
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.choice_logprobs) == ("yes", None)
+    assert server.bodies[0]["structured_outputs"] == {"choice": ["yes", "no"]}
+    generate([request], server=server)
+    assert "structured_outputs" not in server.bodies[1]
+    [failure] = generate([look((), "body " + json.dumps(completion("maybe")), choices=("yes", "no"))])
+    assert isinstance(failure, Failure)
+    assert failure.reason == "not_a_choice"
+
+
+def test_an_image_always_goes_to_the_same_replica() -> None:
+    async def run() -> list[Server]:
+        images = Drawn()
+        async with Server() as a, Server() as b:
+            spec = OpenAISpec(base_url=a.url, replicas=(b.url,), model="m", revision="r")
+            async with spec.open(images) as engine:
+                await engine.generate(
+                    [look(images.image(i), f"{i} {call}") for i in range(8) for call in "xyz"]
+                )
+            return [a, b]
+
+    seen = [{order.split()[0] for order in server.calls} for server in asyncio.run(run())]
+    assert seen[0] | seen[1] == {str(i) for i in range(8)}
+    assert seen[0]
+    assert seen[1]
+    assert not seen[0] & seen[1]
+
+
+def test_the_fingerprint_names_the_weights_and_not_the_address() -> None:
+    def fingerprint(**spec: Any) -> str:
+        async def run() -> str:
+            settings: dict[str, Any] = {"base_url": "http://a/v1", "model": "m", "revision": "r"} | spec
+            async with OpenAISpec(**settings).open(Drawn()) as engine:
+                return engine.fingerprint
+
+        return asyncio.run(run())
+
+    assert fingerprint() == fingerprint(base_url="http://b/v1", timeout_s=1.0)
+    assert len({fingerprint(), fingerprint(revision="s"), fingerprint(image_max_px=448)}) == 3
+
+
+def test_an_address_without_a_scheme_is_refused() -> None:
+    with pytest.raises(UserError, match="localhost:8000/v1"):
+        OpenAISpec(base_url="localhost:8000/v1", model="m", revision="r")

@@ -1,0 +1,119 @@
+import base64
+import io
+
+import pytest
+from nano import Drawn
+from PIL import Image
+
+from infinity_mm.engines.base import Request
+from infinity_mm.engines.openai_wire import chat_payload, data_uri, named_choice, read_reply, without_thinking
+from infinity_mm.record import ImageSlot, Region, Text, Turn
+from infinity_mm.vision.images import BadImage
+
+
+def encoded(picture: Image.Image, format_: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format_, **options)
+    return buffer.getvalue()
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+def test_plain_images_are_sent_as_they_are(format_: str) -> None:
+    data = encoded(Image.new("RGB", (30, 20), "red"), format_)
+    assert data_uri(data, max_side_px=None) == (
+        f"data:image/{format_.lower()};base64,{base64.b64encode(data).decode()}"
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.new("RGB", (30, 20), "red"), "BMP"),
+        encoded(Image.new("RGBA", (30, 20), (0, 0, 0, 0)), "PNG"),
+        encoded(Image.new("CMYK", (30, 20)), "JPEG"),
+        encoded(Image.new("RGB", (300, 200), "red"), "PNG"),
+    ],
+    ids=["bmp", "alpha", "cmyk", "large"],
+)
+def test_what_servers_may_read_differently_is_sent_as_an_rgb_png(data: bytes) -> None:
+    picture = decoded(data_uri(data, max_side_px=30))
+    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (30, 20))
+
+
+def test_a_turned_photograph_is_sent_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = decoded(data_uri(encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif), max_side_px=None))
+    assert (picture.format, picture.size) == ("PNG", (20, 30))
+
+
+def test_bytes_that_are_no_image_are_refused() -> None:
+    with pytest.raises(BadImage):
+        data_uri(b"no image", max_side_px=None)
+
+
+def test_a_conversation_keeps_its_turns_and_parts_in_order() -> None:
+    request = Request(
+        turns=(
+            Turn("system", (Text("be brief"),)),
+            Turn("user", (ImageSlot(1), ImageSlot(0), Text("at "), Region(0, (0.5, 0.25)))),
+            Turn("assistant", (Text("a circle"),)),
+            Turn("user", (Text("why"),)),
+        ),
+        images=(Drawn().image(0), Drawn().image(1)),
+        max_new_tokens=4,
+    )
+    payload = chat_payload(request, ["uri0", "uri1"], model="m", choice_field=None, extra_body={})
+    assert payload["messages"] == [
+        {"role": "system", "content": "be brief"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "uri1"}},
+                {"type": "image_url", "image_url": {"url": "uri0"}},
+                {"type": "text", "text": "at "},
+                {"type": "text", "text": "[500, 250]"},
+            ],
+        },
+        {"role": "assistant", "content": "a circle"},
+        {"role": "user", "content": "why"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        ("<think>hm</think>\n yes ", "yes"),
+        ("<think>cut off", ""),
+        ("began in the prompt</think>yes", "yes"),
+        ("a < b", "a < b"),
+    ],
+)
+def test_thinking_is_left_out_of_the_text(text: str, visible: str) -> None:
+    assert without_thinking(text) == visible
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("7", "7"),
+        ("**7**", "7"),
+        ("Score: 7", "7"),
+        ("10", "10"),
+        ("7 or 8", None),
+        ("seventeen 17", None),
+        ("", None),
+    ],
+)
+def test_a_free_text_names_a_choice_only_when_it_names_one(text: str, choice: str | None) -> None:
+    assert named_choice(text, ("7", "8", "10")) == choice
+
+
+def test_a_reply_that_was_cut_says_so() -> None:
+    body = '{"choices": [{"message": {"content": "a cir"}, "finish_reason": "length"}]}'
+    reply = read_reply(body, ())
+    assert (getattr(reply, "text", None), getattr(reply, "finish_reason", None)) == ("a cir", "length")
