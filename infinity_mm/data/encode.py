@@ -96,7 +96,9 @@ class Encoder:
         self.schema_ids = SchemaTokens().ids(tokenizer)
         vocab = tokenizer.get_vocab()
         self.im_start, self.im_end = [vocab[IM_START]], [vocab[IM_END]]
-        self.pad_id: int = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else vocab[IM_END]
+        self.pad_id: int = (
+            tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else vocab[IM_END]
+        )
 
     def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
         """The whole sample."""
@@ -122,13 +124,17 @@ class Encoder:
         shapes: list[tuple[int, int, int]] = []
         for index, image in enumerate(images):
             plan = plan_slices(*image.size, self.slicing)
-            patches += [to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in cut_views(image, plan)]
+            patches += [
+                to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in cut_views(image, plan)
+            ]
             shapes += [(index, rows, columns) for rows, columns in plan.view_shapes]
         if not patches:
             return None, None
         return torch.from_numpy(np.concatenate(patches)), torch.tensor(shapes)
 
-    def _write_causal(self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]) -> None:
+    def _write_causal(
+        self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]
+    ) -> None:
         """Every message after the other."""
         waiting = iter(images)
         for message in messages:
@@ -136,7 +142,9 @@ class Encoder:
                 self._write_answer(builder, message.text, branch=0)
                 continue
             builder.add(self.im_start, branch=0)
-            before, *after = message.text.split(IMAGE_PLACEHOLDER) if message.role == "user" else [message.text]
+            before, *after = (
+                message.text.split(IMAGE_PLACEHOLDER) if message.role == "user" else [message.text]
+            )
             builder.add(f"{message.role}\n{before}", branch=0)
             for text in after:
                 builder.add(next(waiting), branch=0)

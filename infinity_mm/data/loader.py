@@ -9,6 +9,7 @@ The state counts global rows only, so a run can go on with another number of pro
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -175,6 +176,11 @@ class _WindowOrder(Sampler[tuple[int, int]]):
                 epoch, window = epoch + 1, 0
 
 
+def _outlive_sigterm(worker: int) -> None:
+    """A SIGTERM to the whole process group is for the trainer, which then saves and ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class RowLoader:
     """Iterates over the optimiser steps of one process, from a state on, without end."""
 
@@ -195,6 +201,7 @@ class RowLoader:
             num_workers=config.num_workers,
             multiprocessing_context="spawn" if config.num_workers else None,
             prefetch_factor=2 if config.num_workers else None,
+            worker_init_fn=_outlive_sigterm,
         )
         skip, empty = self.state.row, 0
         batch: list[Packed] = []

@@ -1,6 +1,6 @@
 """Several sources as one, by index.
 
-    sources with weights --count--> one index range per epoch --locate--> (source, index in it) --> conversation
+sources with weights --count--> one index range per epoch --locate--> (source, index in it) --> conversation
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Mixture:
         empty = [i for i, part in enumerate(parts) if part.samples_per_epoch < 1]
         if not parts or empty:
             raise explain(
-                what=f"data source {empty[0]} gives no sample in an epoch" if empty else "there is no data source",
+                what=f"data source {empty[0]} gives no sample in an epoch"
+                if empty
+                else "there is no data source",
                 where="YAML section `data`",
                 fix="give each source at least one sample and a weight that shows at least one per epoch",
             )
@@ -50,7 +52,9 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         """Changes with any source or weight."""
-        return digest(*(f"{part.source.fingerprint}/{part.source.turns}/{part.weight}" for part in self.parts))
+        return digest(
+            *(f"{part.source.fingerprint}/{part.source.turns}/{part.weight}" for part in self.parts)
+        )
 
     def locate(self, epoch: int, index: int) -> tuple[int, int]:
         """(source number, index in that source); later epochs go on where the source stopped."""

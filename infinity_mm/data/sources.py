@@ -28,7 +28,8 @@ from infinity_mm.vision.images import decode_image
 
 @lru_cache(maxsize=64)
 def _parquet(path: str) -> pq.ParquetFile:
-    return pq.ParquetFile(cast(Any, fsspec.open(path, "rb").open()))
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return pq.ParquetFile(cast(Any, filesystem.open(inner, "rb")))
 
 
 @lru_cache(maxsize=2)
@@ -59,7 +60,9 @@ class ParquetSource:
         """The conversation in row `index`, files in order of their names."""
         for file, group, rows in _parquet_groups(self.path):
             if index < rows:
-                return _from_row(_row_group(file, group)[index], fallback_id=f"{Path(file).name}/{group}/{index}")
+                return _from_row(
+                    _row_group(file, group)[index], fallback_id=f"{Path(file).name}/{group}/{index}"
+                )
             index -= rows
         raise IndexError(index)
 
@@ -72,7 +75,9 @@ def _parquet_groups(path: str) -> tuple[tuple[str, int, int], ...]:
         inner = f"{inner.rstrip('/')}/**/*.parquet"
     files = sorted(filesystem.glob(inner)) if "*" in inner else [inner]
     if not files or not filesystem.exists(files[0]):
-        raise explain(what=f"no Parquet file at {path}", where="YAML section `data`", fix="correct data[].path")
+        raise explain(
+            what=f"no Parquet file at {path}", where="YAML section `data`", fix="correct data[].path"
+        )
     groups: list[tuple[str, int, int]] = []
     for file in files:
         url = filesystem.unstrip_protocol(file)
@@ -86,7 +91,9 @@ def _from_row(row: Mapping[str, Any], fallback_id: str) -> Conversation:
     for message in row["messages"]:
         content = message["content"]
         if not isinstance(content, str):
-            content = "".join(IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in content)
+            content = "".join(
+                IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in content
+            )
         messages.append(Message(message["role"], content))
     return Conversation(
         id=str(row.get("id") or fallback_id),
@@ -121,7 +128,13 @@ class LlavaJsonSource:
         row = _llava_rows(self.path)[index]
         names = row.get("image") or []
         names = [names] if isinstance(names, str) else names
-        roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+        roles = {
+            "human": "user",
+            "user": "user",
+            "gpt": "assistant",
+            "assistant": "assistant",
+            "system": "system",
+        }
         return Conversation(
             id=str(row.get("id", index)),
             images=tuple(_read_image(Path(self.image_folder) / name) for name in names),

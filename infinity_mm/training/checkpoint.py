@@ -151,7 +151,9 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def refuse_other_run(state: TrainerState, config: dict[str, Any], fingerprint: str, may_change: frozenset[str]) -> None:
+def refuse_other_run(
+    state: TrainerState, config: dict[str, Any], fingerprint: str, may_change: frozenset[str]
+) -> None:
     """Raise UserError when a run would be resumed with another configuration or other data."""
     changed = [
         f"{key}: {state.config.get(key)!r} -> {config.get(key)!r}"
@@ -162,7 +164,8 @@ def refuse_other_run(state: TrainerState, config: dict[str, Any], fingerprint: s
         changed = ["the data itself (fingerprint of the sources)"]
     if changed:
         raise explain(
-            what=f"out_dir holds a run at step {state.step} with another configuration; " + "; ".join(changed),
+            what=f"out_dir holds a run at step {state.step} with another configuration; "
+            + "; ".join(changed),
             where="resume",
             fix="choose a new out_dir, or undo the change; "
             f"without a new run only these may change: {', '.join(sorted(may_change))}",

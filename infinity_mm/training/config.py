@@ -11,13 +11,27 @@ from infinity_mm.model.build import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """One data source of the mixture."""
+
+    kind: str
+    """Name in `infinity_mm.data.sources.SOURCES`."""
+    weight: float = 1.0
+    """Times each of its samples is seen in one epoch."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the source, for example path, turns, or the wind tunnel's tasks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """How the tokenizer of a from-scratch model is learned, from the texts of the training data."""
+    """How the tokenizer of a from-scratch model is learned, from texts."""
 
     vocab_size: int = 1500
     """Tokens, special ones and all bytes included."""
     num_samples: int = 2000
     """Conversations whose texts are read."""
+    data: tuple[DataConfig, ...] = ()
+    """Sources to read; empty: the training data. A model that later stages train needs their words too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,18 +52,6 @@ class StartConfig:
                 where="YAML section `model`",
                 fix="path: start from a checkpoint; build: start from scratch",
             )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """One data source of the mixture."""
-
-    kind: str
-    """Name in `infinity_mm.data.sources.SOURCES`."""
-    weight: float = 1.0
-    """Times each of its samples is seen in one epoch."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the source, for example path, turns, or the wind tunnel's tasks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,10 +156,19 @@ class SftConfig:
                 where="training configuration",
                 fix="set steps for a source without end, epochs for a finite data set",
             )
-        for name in ("row_tokens", "global_batch_rows", "micro_batch_rows", "window", "save_every_steps", "keep_last"):
+        for name in (
+            "row_tokens",
+            "global_batch_rows",
+            "micro_batch_rows",
+            "window",
+            "save_every_steps",
+            "keep_last",
+        ):
             if getattr(self, name) < 1:
                 raise explain(
-                    what=f"{name}={getattr(self, name)}", where="training configuration", fix="give at least 1"
+                    what=f"{name}={getattr(self, name)}",
+                    where="training configuration",
+                    fix="give at least 1",
                 )
         if self.vision_tower.freeze and self.connector.freeze and self.language_model.freeze:
             raise explain(

@@ -1,6 +1,6 @@
 """The training loop, on accelerate.
 
-    StepBatch --count labels (all processes)--> micro-steps: loss, backward --> clip --> AdamW --> metrics, checkpoint
+StepBatch --count labels (all processes)--> micro-steps: loss, backward --> clip --> AdamW --> metrics, checkpoint
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def _total(accelerator: Accelerator, counts: list[int]) -> list[int]:
     return summed.tolist()
 
 
-def _backward(accelerator: Accelerator, model: nn.Module, batches: Sequence[Packed], *, num_labels: int) -> float:
+def _backward(
+    accelerator: Accelerator, model: nn.Module, batches: Sequence[Packed], *, num_labels: int
+) -> float:
     """Gradients of the step's mean loss; returns that loss, summed over processes."""
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches, 1):
@@ -165,7 +167,9 @@ def _seed(seed: int, step: int, accelerator: Accelerator) -> None:
     torch.manual_seed(seed_for(seed, "training-step", f"{step}/{accelerator.process_index}"))
 
 
-def _not_finite(accelerator: Accelerator, step: int, loss: float, norm: float, batch: StepBatch) -> ValueError:
+def _not_finite(
+    accelerator: Accelerator, step: int, loss: float, norm: float, batch: StepBatch
+) -> ValueError:
     """The error that stops the run before the optimiser is touched."""
     own = [id_ for micro in batch.micro_batches for ids in micro.ids for id_ in ids]
     ids = own if accelerator.num_processes == 1 else gather_object(own)

@@ -47,7 +47,14 @@ class Reporter:
     """Writes metrics; only the main process has one that writes."""
 
     def __init__(
-        self, out_dir: Path, *, total_steps: int, first_step: int, every: int, tensorboard: bool, quiet: bool = False
+        self,
+        out_dir: Path,
+        *,
+        total_steps: int,
+        first_step: int,
+        every: int,
+        tensorboard: bool,
+        quiet: bool = False,
     ) -> None:
         self._total, self._every = total_steps, max(1, every)
         self._recent: deque[StepMetrics] = deque(maxlen=max(20, every))

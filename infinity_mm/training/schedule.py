@@ -19,14 +19,18 @@ def lr_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
         case "constant":
             return 1.0
         case "cosine":
-            return cosine(step - schedule.warmup_steps, total_steps - schedule.warmup_steps, schedule.final_ratio)
+            return cosine(
+                step - schedule.warmup_steps, total_steps - schedule.warmup_steps, schedule.final_ratio
+            )
         case "wsd":
             return wsd_decay(step, total_steps, decay_steps(schedule, total_steps), schedule.final_ratio)
 
 
 def decay_steps(schedule: ScheduleConfig, total_steps: int) -> int:
     """Steps over which `wsd` decays; raises UserError when warm-up and decay do not fit the run."""
-    steps = round(schedule.decay_fraction * total_steps) if schedule.decay_steps is None else schedule.decay_steps
+    steps = (
+        round(schedule.decay_fraction * total_steps) if schedule.decay_steps is None else schedule.decay_steps
+    )
     if schedule.warmup_steps + steps > total_steps:
         raise explain(
             what=f"warm-up of {schedule.warmup_steps} and decay of {steps} steps do not fit {total_steps} steps",

@@ -1,6 +1,6 @@
 """One fine-tuning run from configuration to exported model.
 
-    config --start or resume--> model, mixture --run_steps--> checkpoints --> out_dir/model
+config --start or resume--> model, mixture --run_steps--> checkpoints --> out_dir/model
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
+from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
 from infinity_mm.config import to_plain
 from infinity_mm.data.encode import Encoder
 from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, WindowDataset, count_rows
 from infinity_mm.data.mixture import Mixture
+from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.training.checkpoint import (
@@ -63,11 +65,12 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     """Train, or go on with the latest complete checkpoint in `out_dir`; the same call starts and resumes."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    disable_progress_bar()  # of transformers: one line per saved file
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
     out_dir = config.out_dir
     out_dir.mkdir(parents=True, exist_ok=True)
-    mixture = build_mixture(config)
+    mixture = build_mixture(config.data)
     model, processor, resumed = _model(config, mixture)
     dataset = WindowDataset(mixture, Encoder(processor), _loader_config(config))
     state = _state(config, mixture, dataset, resumed)
@@ -75,6 +78,8 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     freeze(model, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.precision == "bf16" and accelerator.device.type == "cpu":
+        model.set_attn_implementation(SDPA_FLOAT32)  # 1.2 to 1.5 times the speed, see that file
     model.to(accelerator.device)
     optimizer = build_optimizer(model, config)
     if resumed is not None:
@@ -123,14 +128,23 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
 
     with stop.on_sigterm():
         state = run_steps(
-            accelerator, wrapped, optimizer, loader, state, config, Hooks(log=log, drops=drops, save=save), stop
+            accelerator,
+            wrapped,
+            optimizer,
+            loader,
+            state,
+            config,
+            Hooks(log=log, drops=drops, save=save),
+            stop,
         )
     done = state.step == state.total_steps
     if main and done:
         save_model(out_dir / "model", model=model, processor=processor, dtype=config.save_dtype)
     accelerator.wait_for_everyone()
     if reporter is not None:
-        reporter.say(f"model: {out_dir / 'model'}" if done else f"stopped at step {state.step}; run again to go on")
+        reporter.say(
+            f"model: {out_dir / 'model'}" if done else f"stopped at step {state.step}; run again to go on"
+        )
         reporter.close()
     accelerator.end_training()
     return TrainResult(

@@ -1,11 +1,11 @@
 """From configuration to the objects of a run: mixture, model, processor.
 
-    data[] --build_source--> Mixture --texts--> tokenizer (from scratch only) --> model, processor
+data[] --build_source--> Mixture --texts--> tokenizer (from scratch only) --> model, processor
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,12 +18,12 @@ from infinity_mm.model.build import build_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.tokenizer import build_tokenizer
-from infinity_mm.training.config import SftConfig, StartConfig
+from infinity_mm.training.config import DataConfig, StartConfig
 
 
-def build_mixture(config: SftConfig) -> Mixture:
+def build_mixture(data: Sequence[DataConfig]) -> Mixture:
     """All data sources."""
-    return Mixture([WeightedSource(source=build_source(d.kind, d.options), weight=d.weight) for d in config.data])
+    return Mixture([WeightedSource(source=build_source(d.kind, d.options), weight=d.weight) for d in data])
 
 
 def start_model(
@@ -31,7 +31,8 @@ def start_model(
 ) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor]:
     """Model in float32 and processor, loaded or built; the same on every process."""
     if start.build is not None:
-        tokenizer = build_tokenizer(corpus(mixture, start.tokenizer.num_samples), start.tokenizer.vocab_size)
+        words = build_mixture(start.tokenizer.data) if start.tokenizer.data else mixture
+        tokenizer = build_tokenizer(corpus(words, start.tokenizer.num_samples), start.tokenizer.vocab_size)
         return build_model(start.build, tokenizer)
     assert start.path is not None
     return load_model(Path(start.path))
