@@ -133,7 +133,7 @@ class _PlanWorker:
                     "id": o.id,
                     "stage": o.stage,
                     "reason": o.reason,
-                    "sample": o.sample.to_json() if o.sample else None,
+                    "sample": o.sample,
                 }
                 for o in outcomes
                 if isinstance(o, Dropped)

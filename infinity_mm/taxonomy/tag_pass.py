@@ -94,7 +94,7 @@ class TagWorker:
                     "stage": o.stage,
                     "reason": o.reason,
                     "detail": unread[o.id].detail,
-                    "sample": None if o.sample is None else o.sample.to_json(),
+                    "sample": o.sample,
                 }
                 for o in outcomes
                 if isinstance(o, Dropped)

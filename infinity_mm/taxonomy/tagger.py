@@ -163,9 +163,6 @@ def _load_nano(model: str, vocabulary: Sequence[str], texts: Sequence[str]) -> _
 
 
 def _load_open_clip(model: str, texts: Sequence[str]) -> _Loaded:
-    from infinity_mm.compat import make_torchvision_importable
-
-    make_torchvision_importable()
     try:
         import open_clip
     except ImportError as error:

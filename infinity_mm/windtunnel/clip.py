@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from infinity_mm.compat import make_torchvision_importable
 from infinity_mm.errors import explain, need
 from infinity_mm.windtunnel.clip_tokenizer import NanoTokenizer
 
@@ -43,7 +42,6 @@ class ClipShape:
 
     def build(self, vocab_size: int) -> CLIP:
         """An open_clip model with random weights."""
-        make_torchvision_importable()
         try:
             import open_clip
         except ImportError as error:

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL.Image import Image
+
+from infinity_mm.errors import UserError
+from infinity_mm.record import ImageRef, Sample, Tag
+from infinity_mm.runtime.local import LocalExecutor
+from infinity_mm.runtime.passes import Unit, UnitResult
+from infinity_mm.runtime.run import Run
+from infinity_mm.runtime.runner import run_passes
+from infinity_mm.sources.config import SourceConfig
+from infinity_mm.sources.read_pass import ReadConfig, ReadPass
+from infinity_mm.sources.unique_pass import UniquePass
+from infinity_mm.taxonomy.mapping import Seed, fit_mapping
+from infinity_mm.taxonomy.plan_pass import PlanConfig, PlanPass, make_plan, share_of
+from infinity_mm.taxonomy.tag_pass import TagPass, TagWorker
+from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig, choose_tags
+from infinity_mm.taxonomy.tree import Tree
+from infinity_mm.windtunnel import questions, world
+
+
+def test_tags_are_the_best_above_the_threshold() -> None:
+    config = TaggerConfig(top_k=2, min_score=0.5)
+    scores = {"red": 0.7, "star": 0.9, "blue": 0.6, "cross": 0.1}
+    assert choose_tags(scores, config) == (Tag(name="star", score=0.9), Tag(name="red", score=0.7))
+    assert choose_tags({"red": 0.4}, config) == ()
+
+
+@pytest.mark.parametrize("options", [{"prompt": "a photo"}, {"top_k": 0}, {"min_score": 1.0}, {"top_k": 65}])
+def test_a_tagger_that_cannot_work_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="tagger"):
+        TaggerConfig(**options)  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_nowhere_is_an_error_that_says_what_to_give() -> None:
+    with pytest.raises(UserError, match="no model folder /nothing"):
+        ClipTagger(TaggerConfig(model="/nothing"))
+    with pytest.raises(UserError, match="names no tagger"):
+        ClipTagger(TaggerConfig(model="clip"))
+
+
+class CountingTagger:
+    """Says `red` of everything and counts."""
+
+    fingerprint = "counting"
+
+    def __init__(self) -> None:
+        self.num_pictures = 0
+
+    def scores(self, pictures: Sequence[Image]) -> list[dict[str, float]]:
+        self.num_pictures += len(pictures)
+        return [{"red": 0.9, "blue": 0.2} for _ in pictures]
+
+
+def read_images(tmp_path: Path, num_images: int = 8) -> Run:
+    run = Run(str(tmp_path / "run"))
+    sources = (SourceConfig(kind="windtunnel", num_images=num_images, world_seed=1),)
+    passes = [ReadPass(config=ReadConfig(sources=sources, images_per_unit=5)), UniquePass()]
+    run_passes(passes, run, LocalExecutor())
+    return run
+
+
+def tag(run: Run, tagger: CountingTagger, unit: str = "00000") -> UnitResult:
+    worker = TagWorker(pass_=TagPass(), run=run, tagger=tagger, journal=run.journal("test"))
+    return asyncio.run(worker.run(Unit(id=unit, payload=None)))
+
+
+def test_an_image_is_scored_once_and_replayed_from_the_journal(tmp_path: Path) -> None:
+    run, tagger = read_images(tmp_path), CountingTagger()
+    first, again = tag(run, tagger), tag(run, tagger)
+    assert tagger.num_pictures == 5
+    assert first.samples == again.samples
+    assert first.samples[0].tags == (Tag(name="red", score=0.9),)
+    assert (first.metrics["images_scored"], again.metrics["images_scored"]) == (5, 0)
+
+
+def test_an_image_that_is_gone_is_dropped_with_its_record(tmp_path: Path) -> None:
+    run = read_images(tmp_path)
+    gone = run.unit_samples("unique", "00000")[0]
+    Path(gone.images[0].uri).unlink()
+    result = tag(run, CountingTagger())
+    assert [(row["id"], row["reason"]) for row in result.dropped] == [(gone.id, "missing_image")]
+    assert len(result.samples) == 4
+
+
+def image(id_: str, tags: tuple[str, ...]) -> Sample:
+    ref = ImageRef(sha256=id_ * 64, uri="/x", width=64, height=64)
+    return Sample(id=id_, images=(ref,), tags=tuple(Tag(name=name, score=1.0) for name in tags))
+
+
+TREE = Tree.load("windtunnel")
+SEEDS = [
+    Seed(tags=("bar chart",), type="chart/counting/bars", question="Count the bars."),
+    Seed(tags=("table",), type="table/structure/items", question="Count the items in the table."),
+    Seed(tags=("table",), type="table/structure/columns"),
+]
+
+
+def plan(samples: Sequence[Sample], **options: object) -> dict[str, list[str]]:
+    config = PlanConfig(**options)  # type: ignore[arg-type]
+    mapping = fit_mapping(SEEDS, TREE.leaves)
+    made = make_plan(samples, tree=TREE, mapping=mapping, seeds=SEEDS, config=config, seed=0)
+    return {id_: [entry["type"] for entry in entries] for id_, entries in made.items()}
+
+
+def test_an_image_gets_types_that_suit_its_tags_and_an_image_without_tags_gets_none() -> None:
+    assert plan([image("a", ("bar chart",)), image("b", ("table",)), image("c", ())]) == {
+        "a": ["chart/counting/bars"],
+        "b": ["table/structure/columns", "table/structure/items"],
+        "c": [],
+    }
+
+
+def test_a_share_of_zero_switches_a_branch_off() -> None:
+    samples = [image("a", ("bar chart",)), image("b", ("table",))]
+    assert plan(samples, shares={"table": 0.0}) == {"a": ["chart/counting/bars"], "b": []}
+    assert share_of("chart/extreme/lowest", {"chart": 2.0, "chart/extreme": 3.0}) == 3.0
+    assert share_of("ocr/text/title", {"chart": 2.0}) == 1.0
+
+
+def test_two_different_examples_of_the_same_type_are_chosen_by_seed_and_sample() -> None:
+    mapping = fit_mapping(SEEDS, TREE.leaves)
+    samples = [image(id_, ("table",)) for id_ in "abcdef"]
+    made = [
+        make_plan(order, tree=TREE, mapping=mapping, seeds=SEEDS, config=PlanConfig(), seed=0)
+        for order in (samples, samples[::-1])
+    ]
+    assert made[0] == made[1]
+    pairs = [tuple(entry["examples"]) for entries in made[0].values() for entry in entries]
+    assert all(len(set(pair)) == 2 for pair in pairs)
+    assert all(set(entry["examples"]) for entries in made[0].values() for entry in entries)
+    assert len(set(pairs)) > 1
+
+
+def test_the_whole_way_from_drawn_images_to_a_plan(tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"))
+    sources = (SourceConfig(kind="windtunnel", num_images=40, world_seed=1),)
+    passes = [
+        ReadPass(config=ReadConfig(sources=sources, images_per_unit=16)),
+        UniquePass(),
+        TagPass(),
+        PlanPass(seed=0),
+    ]
+    run_passes(passes, run, LocalExecutor())
+    made = json.loads(run.read_file("plan", "00000", "plan.json"))
+    samples = {sample.id: sample for sample in run.samples("plan")}
+    assert set(made) == set(samples)
+    assert all(sample.tags for sample in samples.values())
+    scenes = {}
+    for index in range(40):
+        scene = world.sample_scene(world_seed=1, index=index, split="train")
+        scenes[world.png_bytes(scene)] = scene
+    entries = [
+        entry["type"] in questions.types_for(scenes[run.images.read(samples[id_].images[0])])
+        for id_, chosen in made.items()
+        for entry in chosen
+    ]
+    assert sum(entries) / len(entries) > 0.8
+    assert run_passes(passes, run, LocalExecutor()).passes[3].skipped
