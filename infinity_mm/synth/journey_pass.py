@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -122,9 +122,17 @@ class _JourneyWorker:
         """All images of the unit at once, as far as there are places."""
         samples, plan = self._plan(unit.payload["plan_unit"])
         images = samples[unit.payload["start"] : unit.payload["stop"]]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._travel(image, plan.get(image.id, []))) for image in images]
-        return unit_result(images, [task.result() for task in tasks])
+        return unit_result(images, await self._all([self._travel(i, plan.get(i.id, [])) for i in images]))
+
+    async def _all(self, journeys: Sequence[Coroutine[Any, Any, Journey]]) -> list[Journey]:
+        """Like a task group, but what one journey raises comes out as itself, so that it can be told to a person."""
+        tasks = [asyncio.create_task(journey) for journey in journeys]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _travel(self, image: Sample, planned: Sequence[Mapping[str, Any]]) -> Journey:
         async with self._places:

@@ -1,0 +1,82 @@
+"""The configuration of a synthesis run: everything between the images and the published data set.
+
+configs/synth/X.yaml --load_config--> SynthConfig --passes--> read, unique, tag, plan, journeys, dedup, publish
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from infinity_mm.engines.spec import EngineConfig
+from infinity_mm.errors import explain
+from infinity_mm.runtime.executors import ExecutorConfig
+from infinity_mm.runtime.passes import Pass
+from infinity_mm.sources.read_pass import ReadConfig, ReadPass
+from infinity_mm.sources.unique_pass import UniquePass
+from infinity_mm.synth.dedup_pass import DedupConfig, DedupPass
+from infinity_mm.synth.journey_pass import JourneyPass
+from infinity_mm.synth.publish_pass import PublishConfig, PublishPass
+from infinity_mm.synth.stages import JourneyConfig
+from infinity_mm.taxonomy.plan_pass import PlanConfig, PlanPass
+from infinity_mm.taxonomy.tag_pass import TagPass
+from infinity_mm.taxonomy.tagger import TaggerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginesConfig:
+    """The models by role."""
+
+    teacher: EngineConfig
+    """Asks, checks, answers and rewrites."""
+    judge: EngineConfig | None = None
+    """Scores; null: the teacher, as in Infinity-MM. Another model family does not prefer its own words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthConfig(JourneyConfig):
+    """A run. The fields of `JourneyConfig` (stages, prompts, ask, check, ...) are keys beside these."""
+
+    name: str
+    """What the run is called in its summary and report."""
+    run_dir: str
+    """Where everything goes; an absolute path or a URL. The same run_dir again goes on where it was."""
+    read: ReadConfig
+    """Where images come from, and which are taken in."""
+    tagger: TaggerConfig = field(default_factory=TaggerConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    engines: EnginesConfig
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy.rewrite_at is not None and "decide" in self.stages and "rewrite" not in self.stages:
+            raise explain(
+                what="the policy sends answers to be rewritten, and no stage rewrites them",
+                where="policy.rewrite_at, stages (configuration)",
+                fix="set policy.rewrite_at to null, or put `rewrite` after `decide`",
+            )
+
+    @property
+    def journeys(self) -> JourneyConfig:
+        """The part that the journeys see."""
+        return JourneyConfig(**{f.name: getattr(self, f.name) for f in fields(JourneyConfig)})
+
+    def passes(self) -> list[Pass]:
+        """In order; each reads what the one before committed."""
+        judge = self.engines.judge
+        return [
+            ReadPass(config=self.read),
+            UniquePass(),
+            TagPass(config=self.tagger),
+            PlanPass(config=self.plan, seed=self.seed),
+            JourneyPass(
+                config=self.journeys,
+                teacher=self.engines.teacher.spec(),
+                judge=None if judge is None else judge.spec(),
+                tree=self.plan.tree,
+            ),
+            DedupPass(config=self.dedup),
+            PublishPass(config=self.publish),
+        ]

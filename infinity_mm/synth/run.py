@@ -1,0 +1,54 @@
+"""Run a synthesis: the passes in order, and a summary beside them.
+
+SynthConfig --passes--> run_passes(executor) --> Summary, run_dir/summary.json
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+from infinity_mm.config import to_plain
+from infinity_mm.prompts import PromptSet
+from infinity_mm.runtime.events import Listener
+from infinity_mm.runtime.executors import make_executor
+from infinity_mm.runtime.run import Run
+from infinity_mm.runtime.runner import run_passes
+from infinity_mm.storage import files
+from infinity_mm.synth.config import SynthConfig
+from infinity_mm.synth.journey_pass import EXECUTION
+from infinity_mm.synth.stages import build_stages
+from infinity_mm.synth.summary import Summary, summarise
+from infinity_mm.taxonomy.tree import Tree
+
+SUMMARY_FILE = "summary.json"
+
+
+def run_synthesis(config: SynthConfig, on_event: Listener | None = None) -> Summary:
+    """Bring a run to its published state; the same call again, after any kill, goes on where it was."""
+    start = time.monotonic()
+    # Before the first image is read: a wrong stage list must not show after an hour of tagging.
+    build_stages(config, Tree.load(config.plan.tree), PromptSet.load(config.prompts))
+    run = Run(config.run_dir)
+    run.start(described(config), seed=config.seed)
+    with make_executor(config.executor) as executor:
+        done = run_passes(config.passes(), run, executor, on_event)
+    summary = summarise(
+        run,
+        name=config.name,
+        stages=config.stages,
+        wall_s=time.monotonic() - start,
+        phase_s=done.phase_s,
+    )
+    text = json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n"
+    files.write(run.path(SUMMARY_FILE), text.encode())
+    return summary
+
+
+def described(config: SynthConfig) -> dict[str, Any]:
+    """The configuration for run.json; what does not decide the output lies under `executor`, where it may change."""
+    plain = to_plain(config)
+    how = {key: plain.pop(key) for key in sorted(EXECUTION)}
+    return plain | {"executor": plain["executor"] | {"journeys": how}}

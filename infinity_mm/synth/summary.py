@@ -1,0 +1,139 @@
+"""What a synthesis run did, in numbers: derived from the committed passes alone, so it can be made again any time.
+
+manifests (totals, metrics) + pairs.jsonl --summarise--> Summary --> summary.json
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from infinity_mm.runtime.ledger import fate_counts
+from infinity_mm.runtime.run import Run
+from infinity_mm.storage.manifest import Manifest, entries
+from infinity_mm.storage.shards import read_jsonl
+from infinity_mm.synth.journey_pass import PAIRS_FILE
+
+Reasons = dict[str, dict[str, int]]
+"""Stage -> reason -> number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One run."""
+
+    name: str
+    run_dir: str
+    passes: dict[str, dict[str, int]]
+    """Pass -> in, born, out, expanded, dropped, merged, quarantined; the first two equal the sum of the others."""
+    fates: dict[str, dict[str, int]]
+    """Stage -> fate -> number of samples, in the order in which samples meet the stages."""
+    dropped: Reasons
+    quarantined: Reasons
+    calls: dict[str, int]
+    """Stage -> requests to a model, those answered by the journal included."""
+    calls_from_journal: int
+    calls_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    images_read: int
+    """Images that could be read and differ from each other."""
+    questions_planned: int
+    pairs_kept: int
+    """Question-answer pairs that went into conversations."""
+    pairs_rewritten: int
+    """Of those, with a rewritten answer."""
+    conversations: int
+    """Published rows."""
+    types_covered: dict[str, int]
+    """Instruction type -> kept pairs."""
+    published: list[str]
+    """Files of the data set."""
+    wall_s: float
+    phase_s: dict[str, float]
+    """Pass -> seconds in this call; next to nothing for a pass that was committed before."""
+
+
+def summarise(
+    run: Run, *, name: str, stages: tuple[str, ...], wall_s: float, phase_s: Mapping[str, float]
+) -> Summary:
+    """Add up a run whose passes are all committed."""
+    manifests = {pass_name: _committed(run, pass_name) for pass_name in phase_s}
+    fates, dropped, quarantined = _fates(manifests, stages)
+    metrics = manifests["journeys"].metrics
+    types: Counter[str] = Counter()
+    num_rewritten = 0
+    for unit in manifests["journeys"].units:
+        for line in read_jsonl(run.read_file("journeys", unit, PAIRS_FILE)):
+            types[line["sample"]["instruction_type"]] += 1
+            num_rewritten += bool(line["sample"]["previous"])
+    return Summary(
+        name=name,
+        run_dir=run.run_dir,
+        passes={pass_name: _plain_counts(manifest) for pass_name, manifest in manifests.items()},
+        fates=fates,
+        dropped=dropped,
+        quarantined=quarantined,
+        calls={stage: int(metrics[f"calls.{stage}"]) for stage in stages if f"calls.{stage}" in metrics},
+        calls_from_journal=_added(metrics, "from_journal."),
+        calls_failed=_added(metrics, "failed_calls."),
+        prompt_tokens=_added(metrics, "prompt_tokens."),
+        completion_tokens=_added(metrics, "completion_tokens."),
+        images_read=manifests["unique"].totals["out"],
+        questions_planned=int(manifests["plan"].metrics["questions_planned"]),
+        pairs_kept=types.total(),
+        pairs_rewritten=num_rewritten,
+        conversations=manifests["publish"].totals["out"],
+        types_covered=dict(sorted(types.items())),
+        published=_published(run, manifests["publish"]),
+        wall_s=round(wall_s, 3),
+        phase_s={pass_name: round(seconds, 3) for pass_name, seconds in phase_s.items()},
+    )
+
+
+def _committed(run: Run, pass_name: str) -> Manifest:
+    manifest = run.manifest(pass_name)
+    assert manifest is not None, f"pass {pass_name} is not committed"
+    return manifest
+
+
+def _plain_counts(manifest: Manifest) -> dict[str, int]:
+    return {key: number for key, number in manifest.totals.items() if "/" not in key}
+
+
+def _fates(
+    manifests: Mapping[str, Manifest], stages: tuple[str, ...]
+) -> tuple[dict[str, dict[str, int]], Reasons, Reasons]:
+    """Fates, drops and quarantines by stage; stages of the journey in their order, between the other passes."""
+    order = ["read", "unique", "tag", "plan", "spread", *stages, "dedup", "publish"]
+    fates: dict[str, dict[str, int]] = {stage: {} for stage in order}
+    dropped: Reasons = defaultdict(dict)
+    quarantined: Reasons = defaultdict(dict)
+    for manifest in manifests.values():
+        for stage, fate, reason, number in fate_counts(manifest.totals):
+            by_fate = fates.setdefault(stage, {})
+            by_fate[fate] = by_fate.get(fate, 0) + number
+            if fate == "dropped":
+                dropped[stage][reason] = number
+            elif fate == "quarantined":
+                quarantined[stage][reason] = number
+    return fates, _in_order(dropped, order), _in_order(quarantined, order)
+
+
+def _in_order(reasons: Reasons, order: list[str]) -> Reasons:
+    return {stage: reasons[stage] for stage in order if stage in reasons}
+
+
+def _added(metrics: Mapping[str, Any], prefix: str) -> int:
+    return int(sum(value for key, value in metrics.items() if key.startswith(prefix)))
+
+
+def _published(run: Run, manifest: Manifest) -> list[str]:
+    return [
+        run.path(stored.path)
+        for entry in entries(run.run_dir, manifest)
+        for kind, stored in sorted(entry.objects.items())
+        if kind.startswith("file/")
+    ]

@@ -1,0 +1,87 @@
+"""Make instruction data from images.
+
+    python pipelines/synth.py --config configs/synth/tiny.yaml key=value ...
+    ray job submit --working-dir . -- python pipelines/synth.py --config ... run_dir=/shared/runs/a executor.kind=ray
+
+The same command again goes on where it was: what is committed is not worked again, and no model is asked twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from infinity_mm.config import load_config
+from infinity_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from infinity_mm.synth.summary import Summary
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__)
+def main(
+    config: Annotated[Path, typer.Option(help="YAML file; the keys are the fields of SynthConfig.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example policy.keep_at=9 run_dir=/data/runs/a")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Parse, build, run, report."""
+    from infinity_mm.runtime.progress import (
+        show_progress,  # heavy imports wait until --help is out of the way
+    )
+    from infinity_mm.synth.config import SynthConfig
+    from infinity_mm.synth.run import run_synthesis
+
+    try:
+        loaded = load_config(SynthConfig, config, overrides or [])
+        with nullcontext(None) if quiet else show_progress() as on_event:
+            summary = run_synthesis(loaded, on_event)
+    except UserError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    if as_json:
+        json.dump(dataclasses.asdict(summary), sys.stdout, ensure_ascii=False)
+        print()
+    else:
+        report(summary, Console())
+
+
+def report(summary: Summary, console: Console) -> None:
+    """What became of the samples at every stage, and what came out."""
+    table = Table(title=summary.name)
+    columns = ("continued", "expanded", "merged", "dropped", "quarantined")
+    table.add_column("stage")
+    for column in (*columns, "calls"):
+        table.add_column(column, justify="right")
+    table.add_column("why dropped or quarantined")
+    for stage, fates in summary.fates.items():
+        reasons = {**summary.dropped.get(stage, {}), **summary.quarantined.get(stage, {})}
+        why = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1]))
+        counts = [str(fates.get(column) or "") for column in columns]
+        table.add_row(stage, *counts, str(summary.calls.get(stage, "")), why)
+    console.print(table)
+    console.print(
+        f"{summary.images_read} images, {summary.questions_planned} questions planned, "
+        f"{sum(summary.calls.values())} calls ({summary.calls_from_journal} from the journal, "
+        f"{summary.calls_failed} failed), {summary.pairs_kept} pairs kept ({summary.pairs_rewritten} rewritten) "
+        f"of {len(summary.types_covered)} types, {summary.conversations} conversations, {summary.wall_s:.1f} s",
+        highlight=False,
+    )
+    for file in summary.published:
+        console.print(file, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()
