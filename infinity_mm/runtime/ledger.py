@@ -239,7 +239,7 @@ def _check_rows(
 ) -> None:
     """What is set aside for people is exactly what the ledger says was set aside."""
     expected = {(end.id, end.stage, end.reason) for end in last.values() if end.fate == fate}
-    written = {(row["id"], row["stage"], row["reason"]) for row in rows}
+    written = {(row.get("id"), row.get("stage"), row.get("reason")) for row in rows}
     for what, found in (
         ("without a row", expected - written),
         ("whose row has no such fate", written - expected),

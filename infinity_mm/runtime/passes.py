@@ -35,13 +35,13 @@ class UnitResult:
     samples: Sequence[Sample]
     """Ids that go on to the next pass."""
     fates: Sequence[Fate]
-    """One per stage and id; those of the last line of each id decide what became of it in this pass."""
+    """One per stage and id, the stages of an id in order; its last one decides what became of it in this pass."""
     dropped: Sequence[Mapping[str, Any]] = ()
-    """Rows with at least id, stage, reason, and the record."""
+    """One row for every id whose last fate is `dropped`: at least id, stage, reason, and the record."""
     quarantined: Sequence[Mapping[str, Any]] = ()
-    """Rows with at least id, stage, reason, error."""
+    """One row for every id whose last fate is `quarantined`: at least id, stage, reason, error."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Counts and seconds; added up over units."""
+    """Counts and seconds, which mean something when added up over units: no rates."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Other committed outputs of the unit by name (a plan, a fitted mapping, published Parquet)."""
 

@@ -61,9 +61,7 @@ class RayExecutor:
             num_gpus=self._gpus,
             max_concurrency=UNITS_IN_FLIGHT + 2,
             scheduling_strategy="SPREAD",
-            # Torch has one thread in a Ray worker unless this says otherwise.
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._cpus)}},
-        ).remote()
+        ).remote(self._cpus)
 
     def give_actor(self, actor: Any) -> None:
         """Keep an actor whose pass worker is closed for the next pass."""
@@ -107,6 +105,11 @@ class RayExecutor:
 @ray.remote
 class _Actor:
     """One worker process."""
+
+    def __init__(self, num_threads: int) -> None:
+        # Before anything can import torch, which has one thread in a Ray worker otherwise. Not through Ray's
+        # runtime_env: that would start a process of its own beside the ones Ray has ready.
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
 
     async def open(self, work: PassWork) -> Exception | None:
         try:

@@ -62,9 +62,9 @@ class Entry:
         return canonical_json(asdict(self))
 
     @classmethod
-    def from_json(cls, data: bytes) -> Self:
-        """The inverse of `to_json`."""
-        plain: dict[str, Any] = json.loads(data)
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """The inverse of `to_json`; refuses another schema version."""
+        plain = _plain(data, where)
         objects = {kind: StoredObject(**stored) for kind, stored in plain.pop("objects").items()}
         return cls(objects=objects, **plain)
 
@@ -97,9 +97,9 @@ class Manifest:
         return canonical_json(asdict(self))
 
     @classmethod
-    def from_json(cls, data: bytes) -> Self:
-        """The inverse of `to_json`."""
-        plain: dict[str, Any] = json.loads(data)
+    def from_json(cls, data: bytes, *, where: str) -> Self:
+        """The inverse of `to_json`; refuses another schema version."""
+        plain = _plain(data, where)
         return cls(units=tuple(plain.pop("units")), **plain)
 
 
@@ -145,15 +145,13 @@ def read_entry(run_dir: str, pass_name: str, generation: str, unit: str) -> Entr
     """Return the entry of one unit; raises `UserError` if it does not exist."""
     url = _entry_url(run_dir, pass_name, generation, unit)
     try:
-        entry = Entry.from_json(files.read(url))
+        return Entry.from_json(files.read(url), where=url)
     except FileNotFoundError as error:
         raise explain(
             what=f"pass `{pass_name}` has no committed unit `{unit}`",
             where=url,
             fix="run the same command again",
         ) from error
-    _check_version(entry.schema_version, url)
-    return entry
 
 
 def read_object(run_dir: str, stored: StoredObject) -> bytes:
@@ -179,11 +177,11 @@ def commit_pass(run_dir: str, manifest: Manifest) -> None:
 
 def read_pass(run_dir: str, pass_name: str) -> Manifest | None:
     """Return the manifest of a committed pass, None if it is not committed."""
+    url = _pass_url(run_dir, pass_name)
     try:
-        data = files.read(_pass_url(run_dir, pass_name))
+        return Manifest.from_json(files.read(url), where=url)
     except FileNotFoundError:
         return None
-    return Manifest.from_json(data)
 
 
 def withdraw(run_dir: str, pass_names: set[str]) -> None:
@@ -263,13 +261,15 @@ def _pass_url(run_dir: str, pass_name: str) -> str:
     return files.join(run_dir, "manifest", pass_name, "pass.json")
 
 
-def _check_version(found: int, where: str) -> None:
-    if found != SCHEMA_VERSION:
+def _plain(data: bytes, where: str) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(data)
+    if plain["schema_version"] != SCHEMA_VERSION:
         raise explain(
-            what=f"schema version {found}, this program reads version {SCHEMA_VERSION}",
+            what=f"schema version {plain['schema_version']}, this program reads version {SCHEMA_VERSION}",
             where=where,
             fix="use the version of infinity-mm that wrote the run (see run.json), or a new run_dir",
         )
+    return plain
 
 
 def _damaged(url: str, how: str) -> ValueError:

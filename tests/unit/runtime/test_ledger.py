@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from infinity_mm.record import ConservationError, Fate, FateName, Sample
+from infinity_mm.record import (
+    ConservationError,
+    Dropped,
+    Emitted,
+    Fate,
+    FateName,
+    Merged,
+    Outcome,
+    Quarantined,
+    Sample,
+    settle,
+)
 from infinity_mm.runtime.ledger import (
     Line,
     Parts,
@@ -174,3 +189,65 @@ def test_a_merge_into_another_unit_needs_a_target_that_went_on() -> None:
         ConservationError, match="the target of a merge did not go on: a in stage sieve, b in"
     ):
         check_pass("dedup", passed(a, unit("b", [], fate("b", "merged", "a"))), before=None)
+
+
+@st.composite
+def journeys(draw: st.DrawFn) -> UnitResult:
+    """A few samples through a few stages that do anything that stages may do."""
+    ids = [f"s{n}" for n in range(draw(st.integers(0, 6)))]
+    alive = [Sample(id=id_, images=()) for id_ in ids]
+    fates: list[Fate] = []
+    dropped: list[dict[str, str]] = []
+    quarantined: list[dict[str, str]] = []
+    for number in range(draw(st.integers(1, 3))):
+        stage = f"stage{number}"
+        outcomes: list[Outcome] = []
+        for sample in alive:
+            kind = draw(st.sampled_from(["go", "go", "drop", "merge", "raise", "expand", "pair"]))
+            goes_on = [o.sample.id for o in outcomes if isinstance(o, Emitted)]
+            if kind == "drop":
+                outcomes.append(Dropped(id=sample.id, stage=stage, reason="bad"))
+                dropped.append({"id": sample.id, "stage": stage, "reason": "bad"})
+            elif kind == "raise":
+                outcomes.append(Quarantined(id=sample.id, stage=stage, reason="odd", error="e"))
+                quarantined.append({"id": sample.id, "stage": stage, "reason": "odd"})
+            elif kind == "merge" and goes_on:
+                outcomes.append(Merged(id=sample.id, stage=stage, into=draw(st.sampled_from(goes_on))))
+            elif kind == "expand":
+                for child_number in range(draw(st.integers(1, 3))):
+                    outcomes.append(Emitted(sample=child(f"{sample.id}.{number}{child_number}", sample.id)))
+            elif kind == "pair":
+                outcomes.append(Emitted(sample=child(f"{sample.id}.{number}m", sample.id)))
+                outcomes.append(Merged(id=sample.id, stage=stage, into=f"{sample.id}.{number}m"))
+            else:
+                outcomes.append(Emitted(sample=sample))
+        fates += settle(stage, [sample.id for sample in alive], outcomes)
+        alive = [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
+    return UnitResult(input_ids=ids, samples=alive, fates=fates, dropped=dropped, quarantined=quarantined)
+
+
+@settings(max_examples=200, deadline=None)
+@given(journeys(), st.randoms())
+def test_what_every_stage_settled_is_accepted_and_any_loss_from_it_is_not(
+    result: UnitResult, draw: random.Random
+) -> None:
+    lines, counts = settle_unit("ask", "00000", result)
+    assert read_ledger(ledger_bytes(lines), where="here") == lines
+    assert counts["out"] == len(result.samples)
+    after = [unit(s.id, [], fate(s.id, "dropped", reason="bad")) for s in result.samples]
+    after = [
+        replace(one, input_ids=[s.id], dropped=[{"id": s.id, "stage": "sieve", "reason": "bad"}])
+        for one, s in zip(after, result.samples)
+    ]
+    check_pass("judge", passed(*after), before=lambda: [lines])
+    if result.samples:
+        lost = list(result.samples)
+        lost.remove(draw.choice(lost))
+        with pytest.raises(ConservationError):  # by the pass at the latest: a merge may point out of its unit
+            check_pass("ask", passed(replace(result, samples=lost)), before=None)
+        with pytest.raises(ConservationError):
+            check_pass("judge", passed(*after[1:]), before=lambda: [lines])
+    if result.input_ids:
+        silent = draw.choice(list(result.input_ids))
+        with pytest.raises(ConservationError, match="has no fate"):
+            settle_unit("ask", "00000", replace(result, fates=[f for f in result.fates if f.id != silent]))

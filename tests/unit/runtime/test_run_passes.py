@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +123,42 @@ def test_a_run_that_was_stopped_goes_on_and_redoes_nothing(tmp_path: Path, num_u
     assert not set(again) & {*committed["numbers"], *(f"answers-{unit}" for unit in committed["answers"])}
     assert outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
     assert manifest.garbage(run.run_dir) == []
+
+
+def test_a_run_that_dies_at_any_file_it_writes_or_removes_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = [Numbers(num_units=1), Answers()]
+    run_passes(passes, Run(str(tmp_path / "whole")), LocalExecutor())
+    steps_left = 0
+
+    def mortal(step: Callable[..., Any]) -> Callable[..., Any]:
+        def take(*args: Any) -> Any:
+            nonlocal steps_left
+            steps_left -= 1
+            if steps_left < 0:
+                raise PullThePlug  # and so does every later step, as of a process that is gone
+            return step(*args)
+
+        return take
+
+    for name in ("link", "replace", "unlink"):
+        monkeypatch.setattr(os, name, mortal(getattr(os, name)))
+    num_deaths = 0
+    while True:
+        run = Run(str(tmp_path / f"died{num_deaths}"))
+        steps_left = num_deaths
+        try:
+            run_passes(passes, run, LocalExecutor())
+        except PullThePlug:
+            num_deaths += 1
+        else:
+            break
+        steps_left = 10_000
+        Path(run.path("run.lock")).unlink(missing_ok=True)
+        run_passes(passes, run, LocalExecutor())
+        assert outputs(run.run_dir) == outputs(tmp_path / "whole")
+    assert num_deaths > 15
 
 
 def test_another_fingerprint_withdraws_and_recomputes_the_pass_and_all_later_ones(tmp_path: Path) -> None:

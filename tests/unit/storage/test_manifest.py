@@ -103,6 +103,10 @@ def test_an_entry_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     files.write(str(tmp_path / "manifest/ask/g1/00000.json"), entry.to_json().encode())
     with pytest.raises(UserError, match="schema version 99"):
         manifest.read_entry(str(tmp_path), "ask", "g1", "00000")
+    judge = replace(ASK, pass_name="judge", schema_version=99)
+    files.write(str(tmp_path / "manifest/judge/pass.json"), judge.to_json().encode())
+    with pytest.raises(UserError, match="schema version 99"):
+        manifest.read_pass(str(tmp_path), "judge")
 
 
 def test_a_name_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:
