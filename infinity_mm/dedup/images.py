@@ -52,10 +52,9 @@ def near_pairs(hashes: Sequence[str], radius: int) -> NDArray[np.int64]:
     words = np.array([int(text, 16) for text in hashes], dtype=np.uint64)
     distinct, inverse = np.unique(words, return_inverse=True)
     members = _members(inverse, len(distinct))
-    found = [_within(group) for group in members if len(group) > 1]
-    found += [_across(members[a], members[b]) for a, b in _distinct_pairs(distinct, radius)]
-    if not found:
-        return np.empty((0, 2), dtype=np.int64)
+    found = [np.empty((0, 2), dtype=np.int64)]
+    found += [_within(group) for group in members if len(group) > 1]
+    found += [_across(members[a], members[b]) for a, b in _distinct_pairs(distinct, radius).tolist()]
     pairs = np.sort(np.concatenate(found), axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
@@ -76,13 +75,14 @@ def choose_bands(num_hashes: int, radius: int) -> int:
     return min(range(1, 8), key=cost)
 
 
-def _distinct_pairs(words: NDArray[np.uint64], radius: int) -> list[tuple[int, int]]:
+def _distinct_pairs(words: NDArray[np.uint64], radius: int) -> NDArray[np.int64]:
     """Index pairs of different words within the radius."""
+    nothing = np.empty((0, 2), dtype=np.int64)
     if radius == 0 or len(words) < 2:
-        return []
+        return nothing
     k = choose_bands(len(words), radius)
     masks = _band_masks(radius + k)
-    found: list[NDArray[np.int64]] = []
+    found = [nothing]
     for chosen in combinations(masks, k):
         key = words & np.bitwise_or.reduce(np.array(chosen, dtype=np.uint64))
         order = np.argsort(key, kind="stable")
@@ -91,8 +91,7 @@ def _distinct_pairs(words: NDArray[np.uint64], radius: int) -> list[tuple[int, i
             near = hamming(words[a], words[b]) <= radius
             low, high = np.minimum(a, b)[near], np.maximum(a, b)[near]
             found.append(np.stack([low, high], axis=1))
-    pairs = np.unique(np.concatenate(found), axis=0) if found else np.empty((0, 2), dtype=np.int64)
-    return [(int(a), int(b)) for a, b in pairs]
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def _band_masks(num_bands: int) -> list[np.uint64]:
