@@ -48,6 +48,8 @@ class Decoder:
 
     def __init__(self, model: Any, eos_ids: frozenset[int]) -> None:
         self._model = model
+        self._language_model = model.get_decoder()
+        self._embed = model.get_input_embeddings()
         self._eos_ids = eos_ids
         self._device: torch.device = model.device
 
@@ -166,8 +168,12 @@ class Decoder:
         mask: Bool[Tensor, "B 1 S K"],
         cache: RoomyCache,
     ) -> Float[Tensor, "B S E"]:
-        out = self._model.model(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+        out = self._language_model(
+            inputs_embeds=self._embed(ids),
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
         )
         return out.last_hidden_state
 

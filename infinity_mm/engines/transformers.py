@@ -167,6 +167,7 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
     import transformers
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    from infinity_mm.engines import attention
     from infinity_mm.engines.any_model import AnyModel
     from infinity_mm.engines.own_model import OwnModel
 
@@ -183,6 +184,9 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
     processor = AutoProcessor.from_pretrained(folder)
     layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
     is_own = config.model_type == "infinity_mm" and layers == {"full_attention"}
+    if is_own and device == "cpu":
+        attention.register()
+        model.get_decoder().set_attn_implementation(attention.GROUPED_SDPA)
     backend = (OwnModel if is_own else AnyModel)(model, processor, images, cache_bytes=spec.cache_mb << 20)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return _Loaded(
