@@ -30,8 +30,9 @@ class TaggerConfig:
     """Which model tags, with which words."""
 
     model: str = "nano-clip"
-    """`nano-clip`, the path of a folder made by train/clip.py, or `name/pretrained` as open_clip knows it, such as
-    `ViT-B-32/laion2b_s34b_b79k`."""
+    """`nano-clip`, the path of a folder made by train/clip.py, or what open_clip knows: `name/pretrained` such as
+    `ViT-B-32/laion2b_s34b_b79k` (what follows the first slash may be the path of a file), `hf-hub:owner/name`,
+    `local-dir:/path`."""
     vocabulary: str = "windtunnel"
     """`windtunnel`, `general`, or the path of a text file with one tag per line."""
     prompt: str = "{tag}"
@@ -169,8 +170,8 @@ def _load_open_clip(model: str, texts: Sequence[str]) -> _Loaded:
         raise need("open_clip", extra="synth", purpose="tagging images") from error
     import torch
 
-    # `hf-hub:owner/name` has a slash of its own and brings its weights with it.
-    name, pretrained = (model, None) if model.startswith("hf-hub:") else _split(model)
+    # `hf-hub:owner/name` and `local-dir:/path` have slashes of their own and bring their weights with them.
+    name, pretrained = (model, None) if model.startswith(("hf-hub:", "local-dir:")) else _split(model)
     # open_clip's annotations are unions over its options; this is what these options give.
     loaded: Any = open_clip.create_model_from_pretrained(name, pretrained=pretrained)
     network, preprocess = loaded
