@@ -10,6 +10,7 @@ token, whatever it contains.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +27,7 @@ from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens, image_token_ids
 from infinity_mm.model.tokenizer import IM_END, IM_START
 from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
-from infinity_mm.vision.slicing import plan_slices
+from infinity_mm.vision.slicing import SlicePlan, plan_slices
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -64,7 +65,7 @@ class Encoded:
 
     layout: Layout
     pixel_values: Tensor | None
-    """(P, 3 * patch^2) float32, the patches of all views; None without images."""
+    """(P, 3 * patch^2) float32, the patches of all views; None without images or where they come later."""
     view_shapes: Tensor | None
     """(V, 3): image index in the sample, rows and columns in patches."""
 
@@ -100,17 +101,21 @@ class Encoder:
             tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else vocab[IM_END]
         )
 
-    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
-        """The whole sample."""
-        images = tuple(upright_rgb(image) for image in conversation.images)
-        layout = self.layout(conversation, turns, sizes=[image.size for image in images])
-        pixel_values, view_shapes = self.pixels(images)
-        return Encoded(layout=layout, pixel_values=pixel_values, view_shapes=view_shapes)
+    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
+        """The whole sample, or all of it but the patches, which are most of the work."""
+        images = [upright_rgb(image) for image in conversation.images]
+        plans = [plan_slices(*image.size, self.slicing) for image in images]
+        shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.view_shapes]
+        return Encoded(
+            layout=self.layout(conversation, turns, plans),
+            pixel_values=self.pixels(images, plans) if with_pixels and images else None,
+            view_shapes=torch.tensor(shapes) if shapes else None,
+        )
 
-    def layout(self, conversation: Conversation, turns: Turns, sizes: list[tuple[int, int]]) -> Layout:
-        """The text side; `sizes` are (width, height) of the upright images."""
+    def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[SlicePlan]) -> Layout:
+        """The text side; `plans` are those of the upright images."""
         messages = place_images(conversation)
-        images = [image_token_ids(plan_slices(w, h, self.slicing), self.schema_ids) for w, h in sizes]
+        images = [image_token_ids(plan, self.schema_ids) for plan in plans]
         builder = _Builder()
         if turns == "causal":
             self._write_causal(builder, messages, images)
@@ -118,19 +123,12 @@ class Encoder:
             self._write_independent(builder, conversation.id, messages, images)
         return self._tokenise(conversation.id, builder, len(images))
 
-    def pixels(self, images: tuple[Image.Image, ...]) -> tuple[Tensor | None, Tensor | None]:
-        """(pixel_values, view_shapes) of upright RGB images."""
-        patches: list[np.ndarray] = []
-        shapes: list[tuple[int, int, int]] = []
-        for index, image in enumerate(images):
-            plan = plan_slices(*image.size, self.slicing)
-            patches += [
-                to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in cut_views(image, plan)
-            ]
-            shapes += [(index, rows, columns) for rows, columns in plan.view_shapes]
-        if not patches:
-            return None, None
-        return torch.from_numpy(np.concatenate(patches)), torch.tensor(shapes)
+    def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
+        """(P, 3 * patch^2) float32: the patches of upright RGB images."""
+        views = [view for image, plan in zip(images, plans) for view in cut_views(image, plan)]
+        return torch.from_numpy(
+            np.concatenate([to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in views])
+        )
 
     def _write_causal(
         self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]

@@ -2,26 +2,35 @@
 
     epoch, window --permute--> samples --encode, plan_rows, pack (worker processes)--> rows of the window
     rows of all windows, in order --every global_batch_rows--> one optimiser step --assign--> rank, micro-step
+    (several processes only:) own rows --encode patches (worker processes)--> pixel_values
 
-The state counts global rows only, so a run can go on with another number of processes, micro-batch or workers.
+The state counts global rows only, so a run can go on with another number of processes, micro-batch or workers. For
+that every process must know the packing of all rows; but patches, which are most of the work, are made for its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from infinity_mm.data.encode import Encoded, Encoder, OverLong
 from infinity_mm.data.mixture import Mixture
-from infinity_mm.data.packing import Packed, join, pack, plan_rows
+from infinity_mm.data.packing import Packed, join, pack, plan_rows, split
 from infinity_mm.data.permutation import permute
 from infinity_mm.errors import explain
 from infinity_mm.record import seed_for
 from infinity_mm.vision.images import BadImage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,12 +71,18 @@ class Drop:
     reason: str
 
 
+SampleKey = tuple[int, int]
+"""(epoch, mixture index)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """All rows of one window."""
 
-    rows: tuple[Packed, ...]
-    """One batch of one row each, in order."""
+    rows: Packed | None
+    """None when every sample was dropped."""
+    keys: tuple[tuple[SampleKey, ...], ...]
+    """The samples of each row."""
     dropped: tuple[Drop, ...]
 
 
@@ -102,8 +117,10 @@ def assign(global_batch_rows: int, world_size: int, rank: int, micro_batch_rows:
 class WindowDataset(Dataset[Window]):
     """Item (epoch, window) is that window, encoded and packed; a pure function of its index."""
 
-    def __init__(self, mixture: Mixture, encoder: Encoder, config: LoaderConfig) -> None:
-        self.mixture, self.encoder, self.config = mixture, encoder, config
+    def __init__(
+        self, mixture: Mixture, encoder: Encoder, config: LoaderConfig, *, with_pixels: bool = True
+    ) -> None:
+        self.mixture, self.encoder, self.config, self.with_pixels = mixture, encoder, config, with_pixels
 
     @property
     def windows_per_epoch(self) -> int:
@@ -121,6 +138,7 @@ class WindowDataset(Dataset[Window]):
         """Encode and pack one window."""
         epoch, window = index
         samples: list[Encoded] = []
+        keys: list[SampleKey] = []
         dropped: list[Drop] = []
         for i in self.sample_indices(epoch, window):
             sample = self._encode(epoch, i)
@@ -128,12 +146,15 @@ class WindowDataset(Dataset[Window]):
                 dropped.append(sample)
             else:
                 samples.append(sample)
+                keys.append((epoch, i))
         rng = random.Random(seed_for(self.config.seed, "row-order", f"{epoch}/{window}"))
         rows = plan_rows([len(sample.layout) for sample in samples], self.config.row_tokens, rng)
-        packed = tuple(
-            pack([[samples[i] for i in row]], self.config.row_tokens, self.encoder.pad_id) for row in rows
+        packed = [[samples[i] for i in row] for row in rows]
+        return Window(
+            rows=pack(packed, self.config.row_tokens, self.encoder.pad_id) if rows else None,
+            keys=tuple(tuple(keys[i] for i in row) for row in rows),
+            dropped=tuple(dropped),
         )
-        return Window(rows=packed, dropped=tuple(dropped))
 
     def _encode(self, epoch: int, index: int) -> Encoded | Drop:
         try:
@@ -142,73 +163,90 @@ class WindowDataset(Dataset[Window]):
             return Drop(id=f"epoch {epoch} index {index}", reason=f"bad image: {error}")
         if not conversation.messages:
             return Drop(id=conversation.id, reason="no messages")
-        sample = self.encoder.encode(conversation, turns)
+        sample = self.encoder.encode(conversation, turns, with_pixels=self.with_pixels)
         if len(sample.layout) > self.config.row_tokens:
             if self.config.over_long == "error":
                 raise explain(
-                    what=f"sample {sample.layout.id} has {len(sample.layout)} tokens, a row {self.config.row_tokens}",
+                    what=f"sample {conversation.id} has {len(sample.layout)} tokens, "
+                    f"a row {self.config.row_tokens}",
                     where="data loader (over_long: error)",
                     fix="raise row_tokens, or set over_long: drop",
                 )
-            return Drop(id=sample.layout.id, reason=f"over-long: {len(sample.layout)} tokens")
-        if sample.layout.num_labels == 0:
-            return Drop(id=sample.layout.id, reason="nothing to learn: all answers are empty")
+            return Drop(id=conversation.id, reason=f"over-long: {len(sample.layout)} tokens")
         return sample
 
 
-def count_rows(dataset: WindowDataset) -> int:
+class PixelDataset(Dataset[Tensor | None]):
+    """Item (keys of the samples of one micro-batch) is their `pixel_values`."""
+
+    def __init__(self, mixture: Mixture, encoder: Encoder) -> None:
+        self.mixture, self.encoder = mixture, encoder
+
+    def __getitem__(self, keys: Sequence[SampleKey]) -> Tensor | None:
+        """Encode the images once more, this time with patches."""
+        samples = [self.encoder.encode(*self.mixture.get(epoch, index)) for epoch, index in keys]
+        pixels = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
+        return torch.cat(pixels) if pixels else None
+
+
+def count_rows(mixture: Mixture, encoder: Encoder, config: LoaderConfig) -> int:
     """Rows of the first epoch; later epochs differ by the few rows that another packing gives."""
-    return sum(len(dataset[0, window].rows) for window in range(dataset.windows_per_epoch))
-
-
-class _WindowOrder(Sampler[tuple[int, int]]):
-    """(epoch, window) without end, from a given one on."""
-
-    def __init__(self, start: tuple[int, int], windows_per_epoch: int) -> None:
-        self.start, self.windows_per_epoch = start, windows_per_epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, window = self.start
-        while True:
-            yield epoch, window
-            window += 1
-            if window == self.windows_per_epoch:
-                epoch, window = epoch + 1, 0
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """A SIGTERM to the whole process group is for the trainer, which then saves and ends its workers itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    dataset = WindowDataset(mixture, encoder, config, with_pixels=False)
+    windows = _in_workers(dataset, ((0, number) for number in range(dataset.windows_per_epoch)), config)
+    return sum(len(window.keys) for window in windows)
 
 
 class RowLoader:
     """Iterates over the optimiser steps of one process, from a state on, without end."""
 
     def __init__(
-        self, dataset: WindowDataset, *, state: LoaderState, rank: int = 0, world_size: int = 1
+        self,
+        mixture: Mixture,
+        encoder: Encoder,
+        config: LoaderConfig,
+        *,
+        state: LoaderState,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.dataset, self.state = dataset, state
-        config = dataset.config
+        self.mixture, self.encoder, self.config, self.state = mixture, encoder, config, state
         self.micro_steps = assign(config.global_batch_rows, world_size, rank, config.micro_batch_rows)
+        self.all_rows_are_mine = world_size == 1
 
     def __iter__(self) -> Iterator[StepBatch]:
-        config = self.dataset.config
-        order = _WindowOrder((self.state.epoch, self.state.window), self.dataset.windows_per_epoch)
-        windows = DataLoader(
-            self.dataset,
-            sampler=order,
-            batch_size=None,
-            num_workers=config.num_workers,
-            multiprocessing_context="spawn" if config.num_workers else None,
-            prefetch_factor=2 if config.num_workers else None,
-            worker_init_fn=_outlive_sigterm,
-        )
-        skip, empty = self.state.row, 0
-        batch: list[Packed] = []
+        """Batches with their patches."""
+        dataset = WindowDataset(self.mixture, self.encoder, self.config, with_pixels=self.all_rows_are_mine)
+        if self.all_rows_are_mine:
+            for step, _ in self._steps(dataset):
+                yield step
+            return
+        waiting: deque[StepBatch] = deque()
+
+        def keys() -> Iterator[tuple[SampleKey, ...]]:
+            for step, keys in self._steps(dataset):
+                waiting.append(step)
+                yield from keys
+
+        pixels = _in_workers(PixelDataset(self.mixture, self.encoder), keys(), self.config)
+        for first in pixels:
+            step = waiting.popleft()
+            rest = itertools.islice(pixels, len(step.micro_batches) - 1)
+            filled = [
+                replace(batch, pixel_values=values)
+                for batch, values in zip(step.micro_batches, [first, *rest], strict=True)
+            ]
+            yield replace(step, micro_batches=tuple(filled))
+
+    def _steps(self, dataset: WindowDataset) -> Iterator[tuple[StepBatch, list[tuple[SampleKey, ...]]]]:
+        """Batches as windows give them, with the samples of each micro-batch."""
+        skip, num_empty = self.state.row, 0
+        batch: list[tuple[Packed, tuple[SampleKey, ...]]] = []
         dropped: list[Drop] = []
-        for (epoch, number), window in zip(order, windows):
-            empty = empty + 1 if not window.rows else 0
-            if empty > self.dataset.windows_per_epoch:
+        place = (self.state.epoch, self.state.window)
+        windows = _in_workers(dataset, _window_numbers(place, dataset.windows_per_epoch), self.config)
+        for (epoch, number), window in zip(_window_numbers(place, dataset.windows_per_epoch), windows):
+            num_empty = 0 if window.rows is not None else num_empty + 1
+            if num_empty > dataset.windows_per_epoch:
                 raise explain(
                     what=f"no sample of a whole epoch could be used; the last one: {window.dropped[-1]}",
                     where="data loader",
@@ -216,13 +254,58 @@ class RowLoader:
                 )
             # Of a window opened halfway through, the drops were reported before the interruption.
             dropped += [] if skip else window.dropped
-            for row in range(skip, len(window.rows)):
-                batch.append(window.rows[row])
-                if len(batch) == config.global_batch_rows:
-                    yield StepBatch(
-                        micro_batches=tuple(join([batch[i] for i in rows]) for rows in self.micro_steps),
-                        next=LoaderState(epoch=epoch, window=number, row=row + 1),
+            rows = [] if window.rows is None else split(window.rows)
+            for r, (row, row_keys) in enumerate(zip(rows, window.keys)):
+                if r < skip:
+                    continue
+                batch.append((row, row_keys))
+                if len(batch) == self.config.global_batch_rows:
+                    own = [[batch[i] for i in numbers] for numbers in self.micro_steps]
+                    step = StepBatch(
+                        micro_batches=tuple(join([row for row, _ in part]) for part in own),
+                        next=LoaderState(epoch=epoch, window=number, row=r + 1),
                         dropped=tuple(dropped),
                     )
+                    yield step, [tuple(key for _, keys in part for key in keys) for part in own]
                     batch, dropped = [], []
             skip = 0
+
+
+def _window_numbers(start: tuple[int, int], windows_per_epoch: int) -> Iterator[tuple[int, int]]:
+    """(epoch, window) without end."""
+    epoch, window = start
+    while True:
+        yield epoch, window
+        window += 1
+        if window == windows_per_epoch:
+            epoch, window = epoch + 1, 0
+
+
+class _Order(Sampler[Any]):
+    """Hands given indices to a DataLoader, as they come."""
+
+    def __init__(self, indices: Iterator[Any]) -> None:
+        self._indices = indices
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._indices
+
+
+def _in_workers(dataset: Dataset[T], indices: Iterator[Any], config: LoaderConfig) -> Iterator[T]:
+    """Items of `dataset` in the order of `indices`, made ahead in background processes."""
+    return iter(
+        DataLoader(
+            dataset,
+            sampler=_Order(indices),
+            batch_size=None,
+            num_workers=config.num_workers,
+            multiprocessing_context="spawn" if config.num_workers else None,
+            prefetch_factor=2 if config.num_workers else None,
+            worker_init_fn=_outlive_sigterm,
+        )
+    )
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A SIGTERM to the whole process group is for the trainer, which then saves and ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -35,9 +35,12 @@ class Packed:
     branch_ids: Tensor
     """(R, T)."""
     pixel_values: Tensor | None
-    """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image."""
+    """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image, or where
+    they come later."""
     view_shapes: Tensor | None
     """(V, 3): (image index in the batch, rows, columns in patches) of each view."""
+    views_per_row: tuple[int, ...]
+    """How many of the views belong to each row."""
     ids: tuple[tuple[str, ...], ...]
     """Sample ids of each row."""
 
@@ -81,8 +84,39 @@ def join(batches: Sequence[Packed]) -> Packed:
         branch_ids=torch.cat([batch.branch_ids for batch in batches]),
         pixel_values=torch.cat(pixels) if pixels else None,
         view_shapes=torch.cat(shapes) if shapes else None,
-        ids=sum((batch.ids for batch in batches), ()),
+        views_per_row=tuple(count for batch in batches for count in batch.views_per_row),
+        ids=tuple(ids for batch in batches for ids in batch.ids),
     )
+
+
+def split(batch: Packed) -> tuple[Packed, ...]:
+    """The inverse of `join`: one batch per row, sharing memory with `batch`."""
+    rows: list[Packed] = []
+    view = patch = 0
+    for r, num_views in enumerate(batch.views_per_row):
+        pixel_values = view_shapes = None
+        if num_views:
+            assert batch.view_shapes is not None
+            shapes = batch.view_shapes[view : view + num_views]
+            view_shapes = shapes - torch.stack([shapes[0, 0], *shapes.new_zeros(2)])
+            num_patches = int((shapes[:, 1] * shapes[:, 2]).sum())
+            if batch.pixel_values is not None:
+                pixel_values = batch.pixel_values[patch : patch + num_patches]
+            view, patch = view + num_views, patch + num_patches
+        rows.append(
+            Packed(
+                input_ids=batch.input_ids[r : r + 1],
+                labels=batch.labels[r : r + 1],
+                position_ids=batch.position_ids[r : r + 1],
+                sample_ids=batch.sample_ids[r : r + 1],
+                branch_ids=batch.branch_ids[r : r + 1],
+                pixel_values=pixel_values,
+                view_shapes=view_shapes,
+                views_per_row=(num_views,),
+                ids=(batch.ids[r],),
+            )
+        )
+    return tuple(rows)
 
 
 def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -153,6 +187,7 @@ def _pack_row(row: Sequence[Encoded], row_tokens: int, pad_id: int) -> Packed:
         branch_ids=line([layout.branch_ids for layout in layouts], 0),
         pixel_values=torch.cat(pixels) if pixels else None,
         view_shapes=torch.cat(shapes) if shapes else None,
+        views_per_row=(sum(len(part) for part in shapes),),
         ids=(tuple(layout.id for layout in layouts),),
     )
 

@@ -122,6 +122,8 @@ class SftConfig:
     """The language model with embedding and head."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: orthogonal momentum for hidden matrices, AdamW for the rest; see `training/muon.py`."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's betas."""
     eps: float = 1e-8

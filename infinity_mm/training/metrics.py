@@ -9,7 +9,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -59,14 +59,15 @@ class Reporter:
         self._total, self._every = total_steps, max(1, every)
         self._recent: deque[StepMetrics] = deque(maxlen=max(20, every))
         self._console = Console(quiet=quiet, soft_wrap=True)
-        self._file = _open_metrics(out_dir / "metrics.jsonl", first_step)
+        self._file = out_dir / "metrics.jsonl"
+        _forget_later_steps(self._file, first_step)
         self._events = _tensorboard(out_dir / "tensorboard", first_step) if tensorboard else None
 
     def log(self, metrics: StepMetrics) -> None:
         """Record one step; print every so often."""
         self._recent.append(metrics)
-        self._file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
-        self._file.flush()
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
         if self._events is not None:
             for key in ("loss", "grad_norm", "lr", "fill", "step_s", "wait_s"):
                 self._events.add_scalar(f"train/{key}", getattr(metrics, key), metrics.step)
@@ -94,20 +95,20 @@ class Reporter:
         """A line for people."""
         self._console.print(text, highlight=False)
 
-    def close(self) -> None:
-        """Flush everything."""
-        self._file.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._events is not None:
             self._events.close()
 
 
-def _open_metrics(path: Path, first_step: int) -> Any:
-    """Open for appending, without the lines of steps that a resumed run will do again."""
+def _forget_later_steps(path: Path, first_step: int) -> None:
+    """Remove the lines of steps that a resumed run will do again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first_step]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
 
 
 def _tensorboard(folder: Path, first_step: int) -> Any:

@@ -7,6 +7,7 @@ from torch import nn
 
 from infinity_mm.errors import explain
 from infinity_mm.training.config import GroupConfig, SftConfig
+from infinity_mm.training.muon import Muon
 
 PARTS = {
     "vision_tower": ("model.vision_tower.",),
@@ -33,33 +34,38 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2 and "embed_tokens" not in name and "position_embedding" not in name
 
 
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """What Muon makes orthogonal: matrices between hidden layers, not those at the model's input and output."""
+    return parameter.dim() == 2 and not any(end in name for end in ("embed", "lm_head"))
+
+
 def freeze(model: nn.Module, config: SftConfig) -> None:
     """Switch gradients off in frozen parts and on in all others."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not _group_config(config, part_of(name)).freeze)
 
 
-def build_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; each group carries `part` and its `peak_lr`."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+def build_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.Optimizer:
+    """AdamW or Muon over the trained parameters; each group carries `part` and its `peak_lr`."""
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), is_decayed(name, parameter)), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "part": part,
-                "peak_lr": _group_config(config, part).lr,
-                "lr": _group_config(config, part).lr,
-                "weight_decay": _group_config(config, part).weight_decay if decayed else 0.0,
-            }
-            for (part, decayed), parameters in groups.items()
-        ],
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+            kind = (part_of(name), is_decayed(name, parameter), is_hidden_matrix(name, parameter))
+            groups.setdefault(kind, []).append(parameter)
+    described = [
+        {
+            "params": parameters,
+            "part": part,
+            "peak_lr": _group_config(config, part).lr,
+            "lr": _group_config(config, part).lr,
+            "weight_decay": _group_config(config, part).weight_decay if decayed else 0.0,
+            "matrices": hidden,
+        }
+        for (part, decayed, hidden), parameters in groups.items()
+    ]
+    if config.optimizer == "muon":
+        return Muon(described, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(described, betas=config.betas, eps=config.eps, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

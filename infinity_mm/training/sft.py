@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import platform
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 import infinity_mm
 from infinity_mm.config import to_plain
 from infinity_mm.data.encode import Encoder
-from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, WindowDataset, count_rows
+from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, count_rows
 from infinity_mm.data.mixture import Mixture
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
@@ -67,94 +69,100 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         torch.set_num_threads(config.threads)
     disable_progress_bar()  # of transformers: one line per saved file
     accelerator = _accelerator(config)
-    main = accelerator.is_main_process
-    out_dir = config.out_dir
-    out_dir.mkdir(parents=True, exist_ok=True)
+    config.out_dir.mkdir(parents=True, exist_ok=True)
     mixture = build_mixture(config.data)
     model, processor, resumed = _model(config, mixture)
-    dataset = WindowDataset(mixture, Encoder(processor), _loader_config(config))
-    state = _state(config, mixture, dataset, resumed)
+    encoder = Encoder(processor)
+    state = _state(config, mixture, encoder, resumed)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
-    freeze(model, config)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.precision == "bf16" and accelerator.device.type == "cpu":
-        model.set_attn_implementation(SDPA_FLOAT32)  # 1.2 to 1.5 times the speed, see that file
-    model.to(accelerator.device)
+    _prepare(model, config, accelerator)
     optimizer = build_optimizer(model, config)
     if resumed is not None:
         load_optimizer(resumed, model, optimizer)
     loader = RowLoader(
-        dataset, state=state.loader, rank=accelerator.process_index, world_size=accelerator.num_processes
+        mixture,
+        encoder,
+        _loader_config(config),
+        state=state.loader,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
     )
     wrapped = accelerator.prepare(model)
-    stop = Stop()
-    reporter = None
-    if main:
-        _write_run(out_dir, config, mixture, accelerator)
-        reporter = Reporter(
-            out_dir,
-            total_steps=state.total_steps,
-            first_step=state.step,
-            every=config.log_every_steps,
-            tensorboard=config.tensorboard,
-            quiet=quiet,
-        )
-        reporter.say(_greeting(config, model, mixture, state, accelerator))
     last: list[StepMetrics] = []
+    stop = Stop()
+    with ExitStack() as stack:
+        reporter = None
+        if accelerator.is_main_process:
+            _write_run(config, mixture, accelerator)
+            reporter = stack.enter_context(_reporter(config, state, quiet))
+            reporter.say(_greeting(config, model, mixture, state, accelerator))
 
-    def log(metrics: StepMetrics) -> None:
-        last[:] = [metrics]
+        def log(metrics: StepMetrics) -> None:
+            last[:] = [metrics]
+            if reporter is not None:
+                reporter.log(metrics)
+
+        def save(now: TrainerState) -> None:
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                save_checkpoint(
+                    config.out_dir,
+                    model=model,
+                    processor=processor,
+                    optimizer=optimizer,
+                    state=now,
+                    keep_last=config.keep_last,
+                )
+            accelerator.wait_for_everyone()
+
+        hooks = Hooks(log=log, drops=partial(_write_drops, config.out_dir, accelerator), save=save)
+        stack.enter_context(stop.on_sigterm())
+        state = run_steps(accelerator, wrapped, optimizer, loader, state, config, hooks, stop)
+        model_dir = config.out_dir / "model" if state.step == state.total_steps else None
+        if accelerator.is_main_process and model_dir is not None:
+            save_model(model_dir, model=model, processor=processor, dtype=config.save_dtype)
+        accelerator.wait_for_everyone()
         if reporter is not None:
-            reporter.log(metrics)
-
-    def drops(batch: StepBatch) -> None:
-        if main and batch.dropped:
-            with (out_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(drop)) + "\n" for drop in batch.dropped)
-
-    def save(now: TrainerState) -> None:
-        accelerator.wait_for_everyone()
-        if main:
-            save_checkpoint(
-                out_dir,
-                model=model,
-                processor=processor,
-                optimizer=optimizer,
-                state=now,
-                keep_last=config.keep_last,
+            reporter.say(
+                f"model: {model_dir}" if model_dir else f"stopped at step {state.step}; run again to go on"
             )
-        accelerator.wait_for_everyone()
-
-    with stop.on_sigterm():
-        state = run_steps(
-            accelerator,
-            wrapped,
-            optimizer,
-            loader,
-            state,
-            config,
-            Hooks(log=log, drops=drops, save=save),
-            stop,
-        )
-    done = state.step == state.total_steps
-    if main and done:
-        save_model(out_dir / "model", model=model, processor=processor, dtype=config.save_dtype)
-    accelerator.wait_for_everyone()
-    if reporter is not None:
-        reporter.say(
-            f"model: {out_dir / 'model'}" if done else f"stopped at step {state.step}; run again to go on"
-        )
-        reporter.close()
     accelerator.end_training()
     return TrainResult(
-        model_dir=out_dir / "model" if done else None,
+        model_dir=model_dir,
         steps=state.step,
         loss=last[0].loss if last else None,
         samples=state.samples,
         images=state.images,
         dropped=state.dropped,
     )
+
+
+def _prepare(model: InfinityMMForConditionalGeneration, config: SftConfig, accelerator: Accelerator) -> None:
+    """Freeze parts, choose the attention kernel, and move to the device."""
+    freeze(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.precision == "bf16" and accelerator.device.type == "cpu":
+        model.set_attn_implementation(SDPA_FLOAT32)  # 1.2 to 1.5 times the speed, see that file
+    model.to(accelerator.device)
+
+
+def _reporter(config: SftConfig, state: TrainerState, quiet: bool) -> Reporter:
+    return Reporter(
+        config.out_dir,
+        total_steps=state.total_steps,
+        first_step=state.step,
+        every=config.log_every_steps,
+        tensorboard=config.tensorboard,
+        quiet=quiet,
+    )
+
+
+def _write_drops(out_dir: Path, accelerator: Accelerator, batch: StepBatch) -> None:
+    """One line per dropped sample; every process drops the same ones, the main one writes."""
+    if accelerator.is_main_process and batch.dropped:
+        with (out_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(drop)) + "\n" for drop in batch.dropped)
 
 
 def _accelerator(config: SftConfig) -> Accelerator:
@@ -179,12 +187,19 @@ def _model(
     return *load_model(saved[-1]), saved[-1]
 
 
-def _state(config: SftConfig, mixture: Mixture, dataset: WindowDataset, resumed: Path | None) -> TrainerState:
+def _state(config: SftConfig, mixture: Mixture, encoder: Encoder, resumed: Path | None) -> TrainerState:
     """Where the run starts."""
     total_steps = config.steps
     if total_steps is None:
         assert config.epochs is not None
-        total_steps = max(1, round(config.epochs * count_rows(dataset) / config.global_batch_rows))
+        total_steps = max(
+            1,
+            round(
+                config.epochs
+                * count_rows(mixture, encoder, _loader_config(config))
+                / config.global_batch_rows
+            ),
+        )
     plain: dict[str, Any] = to_plain(config)
     if resumed is not None:
         return replace(read_state(resumed), total_steps=total_steps, config=plain)
@@ -213,7 +228,7 @@ def _loader_config(config: SftConfig) -> LoaderConfig:
     )
 
 
-def _write_run(out_dir: Path, config: SftConfig, mixture: Mixture, accelerator: Accelerator) -> None:
+def _write_run(config: SftConfig, mixture: Mixture, accelerator: Accelerator) -> None:
     """run.json: enough to do the run again."""
     packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow")
     run = {
@@ -225,7 +240,7 @@ def _write_run(out_dir: Path, config: SftConfig, mixture: Mixture, accelerator: 
         "versions": {"infinity-mm": infinity_mm.__version__, **{name: version(name) for name in packages}},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    (out_dir / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+    (config.out_dir / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
 
 
 def _greeting(

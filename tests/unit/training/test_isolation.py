@@ -1,0 +1,104 @@
+"""Packed samples and branches compute exactly what they compute alone, with the real model."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy_run import TWO, conversation, model_and_encoder, three_samples
+
+from infinity_mm.data.encode import IGNORE, Encoded
+from infinity_mm.data.packing import Packed, block_mask, pack
+from infinity_mm.training.loss import count_labels, local_loss
+
+
+def logits(model: Any, batch: Packed) -> Tensor:
+    return model(
+        input_ids=batch.input_ids,
+        attention_mask=block_mask(batch.sample_ids, batch.branch_ids),
+        position_ids=batch.position_ids,
+        pixel_values=batch.pixel_values,
+        view_shapes=batch.view_shapes,
+        use_cache=False,
+    ).logits.detach()
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return grads
+
+
+def assert_same_training(a: tuple[float, dict[str, Tensor]], b: tuple[float, dict[str, Tensor]]) -> None:
+    assert a[0] == pytest.approx(b[0], abs=1e-5)
+    assert a[1].keys() == b[1].keys()
+    for name, grad in a[1].items():
+        assert (grad - b[1][name]).abs().max() < 1e-5, name
+
+
+def loss_and_gradients(model: Any, batches: list[Packed]) -> tuple[float, dict[str, Tensor]]:
+    num_labels, total = count_labels(batches), 0.0
+    for batch in batches:
+        loss = local_loss(model, batch, num_labels=num_labels)
+        loss.backward()
+        total += float(loss.detach())
+    return total, gradients(model)
+
+
+def padded(samples: list[Encoded]) -> list[list[Encoded]]:
+    return [[sample] for sample in samples]
+
+
+def test_changing_one_packed_sample_moves_no_others_logits() -> None:
+    model, encoder = model_and_encoder()
+    samples, changed = three_samples(encoder), three_samples(encoder, first_image=99)
+    first = len(samples[0].layout)
+    before, after = (logits(model, pack([row], 256, 3)) for row in (samples, changed))
+    assert (before[0, :first] - after[0, :first]).abs().max() > 0.1
+    assert (before[0, first:] - after[0, first:]).abs().max() < 1e-5
+
+
+def test_packed_padded_and_accumulated_give_the_same_loss_and_gradients() -> None:
+    model, encoder = model_and_encoder()
+    samples = three_samples(encoder)
+    packed = loss_and_gradients(model, [pack([samples], 256, 3)])
+    rows = loss_and_gradients(model, [pack(padded(samples), 128, 3)])
+    steps = loss_and_gradients(model, [pack([[sample]], 128, 3) for sample in samples])
+    assert_same_training(packed, rows)
+    assert_same_training(packed, steps)
+
+
+def test_the_loss_is_the_mean_over_labelled_tokens_of_the_step() -> None:
+    model, encoder = model_and_encoder()
+    batch = pack([three_samples(encoder)], 256, 3)
+    scores = logits(model, batch)[0, :-1].float()
+    wanted = torch.nn.functional.cross_entropy(scores, batch.labels[0, 1:], ignore_index=IGNORE)
+    assert float(local_loss(model, batch, num_labels=batch.num_labels).detach()) == pytest.approx(
+        float(wanted), abs=1e-5
+    )
+
+
+def test_branches_equal_separate_samples_in_logits_loss_and_gradients() -> None:
+    model, encoder = model_and_encoder()
+    together = pack([[encoder.encode(conversation(TWO, 1, 2), "independent")]], 256, 3)
+    alone = pack(
+        padded([encoder.encode(conversation([exchange], 1, 2), "causal") for exchange in TWO]), 256, 3
+    )
+    of_branches, of_samples = logits(model, together), logits(model, alone)
+    for branch in (1, 2):
+        own = ((together.branch_ids[0] == 0) | (together.branch_ids[0] == branch)) & (
+            together.sample_ids[0] != 0
+        )
+        length = int(own.sum())
+        assert torch.equal(together.input_ids[0, own], alone.input_ids[branch - 1, :length])
+        assert (of_branches[0, own] - of_samples[branch - 1, :length]).abs().max() < 1e-5
+    assert_same_training(loss_and_gradients(model, [together]), loss_and_gradients(model, [alone]))
+
+
+def test_a_batch_without_labels_has_a_loss_of_zero_that_can_be_differentiated() -> None:
+    model, encoder = model_and_encoder()
+    batch = pack([three_samples(encoder)], 256, 3)
+    batch.labels.fill_(IGNORE)
+    loss = local_loss(model, batch, num_labels=7)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
