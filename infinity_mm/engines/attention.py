@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask

@@ -1,6 +1,6 @@
 """The engine contract: requests in, replies or failures out, same length and order.
 
-One bad request never raises for the others. Behaviour is added by wrapping (`journaled.py`, `retrying.py`, ...).
+One bad request never raises for the others. Behaviour is added by wrapping (`journaled.py`, `batching.py`).
 """
 
 from __future__ import annotations

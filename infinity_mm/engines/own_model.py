@@ -165,7 +165,7 @@ class OwnModel:
             pixels = [picture.pixels for picture in new if picture.pixels is not None]
             features = self._model.get_image_features(
                 [values.to(self._model.device, self._model.dtype) for values, _ in pixels],
-                [shapes for _, shapes in pixels],
+                [shapes.to(self._model.device) for _, shapes in pixels],
             ).pooler_output
             for picture, its_features in zip(new, features, strict=True):
                 picture.features, picture.pixels = its_features.clone(), None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from infinity_mm.errors import explain
 from infinity_mm.record import canonical_json
@@ -52,9 +53,7 @@ class Journal:
                 where="Journal(worker=...)",
                 fix="use letters, digits, `_`, `.` and `-`",
             )
-        self._store: _Segments = (
-            _ObjectSegments(directory) if "://" in directory else _LocalSegments(Path(directory))
-        )
+        self._store = _open_segments(directory)
         self._worker = worker
         self._segment: str | None = None
         self._lines: dict[str, bytes] = {}
@@ -153,6 +152,11 @@ class _Segments(Protocol):
         ...
 
 
+def _open_segments(directory: str) -> _Segments:
+    fs, root = fsspec.url_to_fs(directory)
+    return _LocalSegments(Path(root)) if isinstance(fs, LocalFileSystem) else _ObjectSegments(fs, root)
+
+
 @final
 class _LocalSegments:
     """One growing file per segment."""
@@ -205,8 +209,8 @@ class _LocalSegments:
 class _ObjectSegments:
     """A numbered object per write, because an object store has no append."""
 
-    def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.url_to_fs(url)
+    def __init__(self, fs: fsspec.AbstractFileSystem, root: str) -> None:
+        self._fs, self._root = fs, root
         self._parts = 0
 
     def sizes(self) -> dict[str, int]:

@@ -222,3 +222,12 @@ def test_on_an_object_store_every_sync_is_an_object_of_its_own() -> None:
         name.rpartition("/")[2] for name in fsspec.filesystem("memory").ls("/test_journal", detail=False)
     )
     assert [name[:12] for name in names] == ["00000001-w0-", "00000001-w0-", "00000002-w1-"]
+
+
+def test_a_file_url_is_a_local_folder(tmp_path: Path) -> None:
+    journal = Journal(f"file://{tmp_path}", "w0")
+    for key in ("a", "b"):
+        journal.put(key, {})
+        journal.sync()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert len(Journal(str(tmp_path), "w1")) == 2
