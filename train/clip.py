@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from infinity_mm.config import load_config
+from infinity_mm.windtunnel.clip_card import model_card
 from infinity_mm.windtunnel.clip_training import ClipTraining, train_clip
 
 
@@ -28,7 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(config.output_dir)
     model.save(folder)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(metrics, indent=1))
+    card = model_card(metrics)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    print(card)
 
 
 if __name__ == "__main__":

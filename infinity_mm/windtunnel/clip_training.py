@@ -22,7 +22,7 @@ from torch.nn import functional
 from infinity_mm.errors import explain
 from infinity_mm.record import rng_for
 from infinity_mm.windtunnel import captions, world
-from infinity_mm.windtunnel.clip import Calibration, ClipShape, NanoClip, squeeze, to_tensor
+from infinity_mm.windtunnel.clip import Calibration, ClipShape, NanoClip, round_weights, squeeze, to_tensor
 from infinity_mm.windtunnel.clip_tokenizer import NanoTokenizer
 from infinity_mm.windtunnel.scene import Scene
 from infinity_mm.windtunnel.tags import VOCABULARY, tags
@@ -35,16 +35,18 @@ class ClipTraining:
     output_dir: str
     """Folder to write `config.json`, `model.safetensors` and `metrics.json` to."""
     world_seed: int = 11
-    num_scenes: int = 16_000
+    num_scenes: int = 20_000
     """Training scenes, rendered once and kept in memory."""
-    num_steps: int = 2_000
+    shapes_share: float = 0.7
+    """Share of them that shows shapes: kinds and colors are learned from a few thousand images, shapes are not."""
+    num_steps: int = 1_600
     batch_images: int = 96
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
     tag_loss: float = 1.0
-    """Weight of the per-tag loss. In a batch most images share a tag, which a contrastive loss takes for
-    mismatches; the per-tag loss knows every right tag of every image."""
+    """Weight of the per-tag loss, summed over tags. In a batch most images share a tag, which a contrastive loss
+    takes for mismatches; the per-tag loss knows every right tag of every image."""
     num_calibration_scenes: int = 2_000
     """Further training scenes, on which scores are turned into probabilities."""
     num_held_out_scenes: int = 1_000
@@ -77,10 +79,24 @@ class Pictures:
     """1 where the tag is right, (scenes, tags), float."""
 
     @classmethod
-    def draw(cls, *, world_seed: int, start: int, count: int, split: world.Split, side_px: int) -> Pictures:
-        """Scenes `start` to `start + count - 1` of a split."""
+    def draw(
+        cls,
+        *,
+        world_seed: int,
+        start: int,
+        count: int,
+        split: world.Split,
+        side_px: int,
+        shapes_share: float = 0.0,
+    ) -> Pictures:
+        """Scenes `start` to `start + count - 1` of a split: a share shows shapes, in the others families take turns."""
         scenes = [
-            world.sample_scene(world_seed=world_seed, index=i, split=split)
+            world.sample_scene(
+                world_seed=world_seed,
+                index=i,
+                split=split,
+                family="shapes" if i % 100 < 100 * shapes_share else None,
+            )
             for i in range(start, start + count)
         ]
         pixels = np.stack([squeeze(world.render(scene), side_px) for scene in scenes])
@@ -96,7 +112,12 @@ def train_clip(
     torch.set_num_threads(config.num_threads)
     side = config.shape.image_px
     pictures = Pictures.draw(
-        world_seed=config.world_seed, start=0, count=config.num_scenes, split="train", side_px=side
+        world_seed=config.world_seed,
+        start=0,
+        count=config.num_scenes,
+        split="train",
+        side_px=side,
+        shapes_share=config.shapes_share,
     )
     tokenizer = NanoTokenizer.of_the_world(config.shape.context_tokens)
     model = config.shape.build(tokenizer.vocab_size)
@@ -104,6 +125,7 @@ def train_clip(
     _fit(model, tokenizer, pictures, config, report)
     seconds = time.monotonic() - started
     model.eval()
+    round_weights(model)
     fresh = Pictures.draw(
         world_seed=config.world_seed,
         start=config.num_scenes,
@@ -162,7 +184,7 @@ def _fit(
         paired = contrastive(image, text[: len(chosen)], model.logit_scale.exp())
         logits = tag_scale.exp() * image @ text[len(chosen) :].T + tag_bias
         tagged = functional.binary_cross_entropy_with_logits(logits, pictures.targets[chosen])
-        loss = paired + config.tag_loss * len(VOCABULARY) * tagged / 4
+        loss = paired + config.tag_loss * len(VOCABULARY) * tagged
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
