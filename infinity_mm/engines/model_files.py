@@ -9,7 +9,8 @@ from pathlib import Path
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
 
-SHIPPED = {"nano-teacher": Path(__file__).parent.parent / "windtunnel" / "models" / "nano-teacher"}
+_MODELS = Path(__file__).parent.parent / "windtunnel" / "models"
+SHIPPED = {name: _MODELS / name for name in ("nano-base", "nano-teacher")}
 """Names of the models that come with the package."""
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,13 +65,25 @@ class Item:
 
 
 def held_out_items(
-    images: MemoryImages, *, world_seed: int, num_images: int, questions_per_image: int
+    images: MemoryImages,
+    *,
+    world_seed: int,
+    num_images: int,
+    questions_per_image: int,
+    exclude: frozenset[str] = frozenset(),
 ) -> list[Item]:
-    """Questions on held-out scenes; the rarest types so far are taken first, so that no type dominates."""
+    """Questions on held-out scenes; the rarest types so far are taken first, so that no type dominates.
+
+    Scenes whose content hash is in `exclude` (what a student was trained on) are passed over.
+    """
     counts: dict[str, int] = {}
     items: list[Item] = []
-    for index in range(num_images):
-        scene = world.sample_scene(world_seed=world_seed, index=index, split="held_out")
+    scenes = (
+        world.sample_scene(world_seed=world_seed, index=index, split="held_out")
+        for index in itertools.count()
+    )
+    fresh = (scene for scene in scenes if scene.content_hash() not in exclude)
+    for index, scene in enumerate(itertools.islice(fresh, num_images)):
         image, blank = images.add_scene(scene), images.add_blank(scene.width, scene.height)
         by_type: dict[str, Question] = {}
         for question in questions.questions(scene, rng_for(world_seed, "eval", str(index))):
@@ -110,6 +123,7 @@ def evaluate_windtunnel(
     num_images: int = 200,
     questions_per_image: int = 3,
     prompts: str = "nano",
+    exclude: frozenset[str] = frozenset(),
     blank_only: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of a model on the held-out world `world_seed`.
@@ -118,7 +132,11 @@ def evaluate_windtunnel(
     `blank_only`, `accuracy` is left out (for a model that is only ever shown blank images).
     """
     items = held_out_items(
-        images, world_seed=world_seed, num_images=num_images, questions_per_image=questions_per_image
+        images,
+        world_seed=world_seed,
+        num_images=num_images,
+        questions_per_image=questions_per_image,
+        exclude=exclude,
     )
     prompt_set = PromptSet.load(prompts)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from infinity_mm.errors import explain
 
-_FIELD = re.compile(r"\$([a-z_]+)")
+_FIELD = re.compile(r"\$([a-z0-9_]+)")
 
 
 @dataclass(frozen=True, kw_only=True)

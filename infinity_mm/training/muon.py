@@ -37,7 +37,12 @@ class Muon(torch.optim.Optimizer):
     """Groups with `matrices: True` take Muon's step, the others AdamW's."""
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], *, betas: tuple[float, float], eps: float, momentum: float = 0.95
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(groups, {"betas": betas, "eps": eps, "momentum": momentum, "matrices": False})
 

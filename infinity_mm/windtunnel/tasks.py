@@ -119,7 +119,7 @@ def _caption_short(
     return prompts.render("caption_short"), captions.short(scene, rng)
 
 
-def _answer(style: str) -> Task:
+def _answer(style: answers.Style) -> Task:
     def task(scene: Scene, asked: list[Question], i: int, prompts: PromptSet, rng: random.Random) -> Exchange:
         question = asked[i % len(asked)]
         prompt = prompts.render(f"answer_{style}", question=question.text)
