@@ -96,7 +96,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
         return_dict: bool = True,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling | list[Float[Tensor, "n E"]]:
+    ) -> BaseModelOutputWithPooling | list[Float[Tensor, "_ E"]]:
         """Features of each image, as the language model sees them.
 
         `pooler_output` is a list with one (tokens, width) tensor per image, which `forward(image_features=...)`
@@ -121,7 +121,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         inputs_embeds: Float[Tensor, "B T E"] | None = None,
         pixel_values: Float[Tensor, "P F"] | None = None,
         view_shapes: Int[Tensor, "V 3"] | None = None,
-        image_features: Sequence[Float[Tensor, "n E"]] | None = None,
+        image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -215,7 +215,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
         return_dict: bool = True,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling | list[Float[Tensor, "n E"]]:
+    ) -> BaseModelOutputWithPooling | list[Float[Tensor, "_ E"]]:
         """See `InfinityMMModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, view_shapes, return_dict=return_dict, **kwargs)
 
@@ -228,7 +228,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         inputs_embeds: Float[Tensor, "B T E"] | None = None,
         pixel_values: Float[Tensor, "P F"] | None = None,
         view_shapes: Int[Tensor, "V 3"] | None = None,
-        image_features: Sequence[Float[Tensor, "n E"]] | None = None,
+        image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         num_items_in_batch: int | Tensor | None = None,
         use_cache: bool | None = None,

@@ -1,6 +1,6 @@
 """Text with `<|image|>` placeholders plus images, to everything the model's `forward` and `generate` take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
@@ -30,7 +30,7 @@ class InfinityMMProcessor(ProcessorMixin):
         self.image_token = self.schema.image
         self.image_token_id = self.schema_ids.image
 
-    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+    def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The text one placeholder becomes; called by transformers for each image."""
         width, height = (int(side) for side in image_inputs["image_sizes"][image_idx])
         return image_text(plan_slices(width, height, self.image_processor.slice_config()), self.schema)

@@ -7,12 +7,13 @@ the row marker plays the part of the newline in LLaVA-UHD (arXiv 2403.11703, sec
 """
 
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from infinity_mm.errors import explain
 from infinity_mm.vision.slicing import SlicePlan
 
 
+@runtime_checkable
 class _Vocabulary(Protocol):
     """The part of a tokenizer this file needs."""
 

@@ -163,7 +163,7 @@ def test_bad_image_survives_pickling() -> None:
     assert pickle.loads(pickle.dumps(BadImage("empty_file"))).detail == ""
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     data=st.binary(max_size=200),
     prefix=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a"]),
@@ -189,7 +189,7 @@ def test_slices_come_from_the_whole_picture_row_by_row() -> None:
 
 def test_padded_canvas_is_white_below_the_picture() -> None:
     config = SliceConfig(
-        scale_px=64, max_slices=0, patch_px=8, aspect_guard=AspectGuard(max_aspect=1, action="pad")
+        scale_px=64, max_slices=0, patch_px=8, aspect_guard=AspectGuard(max_aspect=1.0, action="pad")
     )
     (view,) = cut_views(Image.new("RGB", (64, 32), RED), plan_slices(64, 32, config))
     assert view.getpixel((32, 8)) == RED
@@ -205,7 +205,7 @@ def test_a_plan_for_another_size_is_refused() -> None:
 
 def test_patches_are_row_major_and_channel_first() -> None:
     view = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
-    patches = to_patches(view, 2, mean=(0, 0, 0), std=(1, 1, 1))
+    patches = to_patches(view, 2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert patches.shape == (6, 12)
     assert patches.dtype == np.float32
     # Second patch of the first row: pixels (row 0..1, column 2..3), red first.
@@ -220,4 +220,4 @@ def test_patches_are_normalised_per_channel() -> None:
 
 def test_a_view_that_does_not_divide_into_patches_is_refused() -> None:
     with pytest.raises(UserError, match="does not divide"):
-        to_patches(Image.new("RGB", (10, 8)), 8, (0, 0, 0), (1, 1, 1))
+        to_patches(Image.new("RGB", (10, 8)), 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -146,6 +146,7 @@ def test_impossible_guards_are_refused(wrong: dict[str, float]) -> None:
         AspectGuard(**wrong)  # pyright: ignore[reportArgumentType]
 
 
+@settings(deadline=None)
 @given(
     short=st.integers(1, 5000),
     aspect=st.floats(1, 59),
@@ -181,6 +182,7 @@ def test_any_size_in_the_domain_gives_a_sound_plan(
         assert all(view.size[0] * view.size[1] <= scale_px**2 for view in plan.views)
 
 
+@settings(deadline=None)
 @given(short=st.integers(1, 2000), aspect=st.floats(1, 6), upright=st.booleans())
 def test_moderate_aspects_give_slices_near_square_as_the_paper_says(
     short: int, aspect: float, upright: bool
@@ -193,6 +195,7 @@ def test_moderate_aspects_give_slices_near_square_as_the_paper_says(
         assert max(plan.slice_size) <= 2 * min(plan.slice_size) + 28
 
 
+@settings(deadline=None)
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000))
 def test_padding_guard_never_raises(width: int, height: int) -> None:
     config = SliceConfig(scale_px=336, max_slices=6, aspect_guard=AspectGuard(action="pad"))
@@ -202,7 +205,7 @@ def test_padding_guard_never_raises(width: int, height: int) -> None:
     assert math.prod(canvas) >= width * height
 
 
-@settings(deadline=None)  # the first example imports transformers
+@settings(deadline=None)
 @given(
     width=st.integers(1, 5000),
     height=st.integers(1, 5000),
