@@ -188,22 +188,24 @@ class _Mapping:
                 worker, unit = self._busy[ref]
                 try:
                     outcome: Any = ray.get(ref)
-                except RayTaskError:
-                    raise  # ours or Ray's own code failed there: nothing that another try would mend
+                except RayTaskError as error:  # nothing that another worker would mend
+                    if unit is None:
+                        raise self._cannot_load(error) from error
+                    raise
                 except RayError as error:
                     workers.discard(worker)
                     yield from self._bury(worker, error)
                     if self._fresh or self._again:
                         workers.add(self._start())
-                    continue
-                del self._busy[ref]
-                if unit is None:
-                    if outcome is not None:
-                        raise outcome
-                    worker.is_open = True
                 else:
-                    worker.units.remove(unit)
-                    yield outcome
+                    del self._busy[ref]
+                    if unit is not None:
+                        worker.units.remove(unit)
+                        yield outcome
+                    elif outcome is None:
+                        worker.is_open = True
+                    else:
+                        raise outcome
                 for other in workers:  # all: a unit that came back may wait for an idle worker
                     self._feed(other)
             for worker in [worker for worker in workers if worker.is_open]:
@@ -253,6 +255,15 @@ class _Mapping:
             else:
                 what = f"unit `{unit.id}` of pass `{self._pass_name}` took {self._max_attempts} workers down with it"
                 yield Failed(unit=unit.id, error=self._died(what, error))
+
+    def _cannot_load(self, error: RayTaskError) -> UserError:
+        """What opening raises is returned, not raised: this is a pass that could not even be unpickled."""
+        return explain(
+            what=f"a Ray worker cannot load pass `{self._pass_name}`: {str(error).strip().splitlines()[-1]}",
+            where="Ray worker process",
+            fix="make the same code importable on every node: install it there, or use `ray job submit "
+            "--working-dir .`",
+        )
 
     def _died(self, what: str, error: RayError) -> UserError:
         return explain(
