@@ -53,7 +53,7 @@ class Decoder:
         self._eos_ids = eos_ids
         self._device: torch.device = model.device
 
-    def prefill(self, ids: Sequence[Sequence[int]], features: Sequence[Float[Tensor, "n E"]]) -> list[Prefix]:
+    def prefill(self, ids: Sequence[Sequence[int]], features: Sequence[Float[Tensor, "_ E"]]) -> list[Prefix]:
         """Keys and values of whole sequences; `features` are those of all their images, in reading order."""
         if not any(ids):
             return [self.empty_prefix() for _ in ids]

@@ -3,7 +3,7 @@
 transformers' own growing cache copies all of it for every token, which at a few million parameters costs more than
 the model does.
 
-Legend: L layers, B rows, H key-value heads, T positions, D head width.
+Legend: C cached tensors, two per layer; B rows, H key-value heads, T positions, D head width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-Prefix = Float[Tensor, "2L H n D"]
+Prefix = Float[Tensor, "C H _ D"]
 """Keys and values of the positions of one row, layer by layer: keys of layer 0, values of layer 0, keys of 1, ..."""
 
 
@@ -55,7 +55,7 @@ class RoomyCache(Cache):
         self.length = max(prefix.shape[2] for prefix in prefixes)
         """Positions of the longest prefix; later positions follow for all rows, so shorter rows have a gap."""
         self.buffer = prefixes[0].new_zeros(num_tensors, len(prefixes), heads, self.length + room, width)
-        """(2L, B, H, T, D)"""
+        """(C, B, H, T, D)"""
         for row, prefix in enumerate(prefixes):
             self.buffer[:, row, :, : prefix.shape[2]] = prefix
         super().__init__(layers=[_Layer(self, index) for index in range(num_tensors // 2)])

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, final
+from typing import Any, Literal, Protocol, cast, final, runtime_checkable
 
 from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
 from infinity_mm.engines.batching import MicroBatched
@@ -65,6 +65,7 @@ class TransformersSpec:
             executor.shutdown(wait=True, cancel_futures=True)
 
 
+@runtime_checkable
 class Backend(Protocol):
     """How one family of models is asked."""
 

@@ -18,7 +18,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -132,6 +132,7 @@ class Journal:
         return f"{max(numbers, default=0) + 1:08d}-{self._worker}-{secrets.token_hex(4)}"
 
 
+@runtime_checkable
 class _Segments(Protocol):
     """The files of a journal directory."""
 

@@ -141,7 +141,7 @@ def test_a_reply_is_the_same_alone_and_in_a_batch(family: Any, tmp_path: Path) -
     ]
 
     async def run() -> tuple[list[Reply | Failure], list[Reply | Failure]]:
-        async with TransformersSpec(model=str(tmp_path), threads=1, max_wait_s=0).open(images) as engine:
+        async with TransformersSpec(model=str(tmp_path), threads=1, max_wait_s=0.0).open(images) as engine:
             together = await engine.generate(requests)
             return together, [(await engine.generate([request]))[0] for request in requests]
 

@@ -25,7 +25,7 @@ def test_concurrent_calls_are_answered_in_one_batch() -> None:
 
 def test_a_full_batch_does_not_wait_for_company() -> None:
     async def run() -> float:
-        async with MicroBatched(Echo(), max_batch=2, max_wait_s=30) as engine:
+        async with MicroBatched(Echo(), max_batch=2, max_wait_s=30.0) as engine:
             start = time.monotonic()
             await engine.generate([ask("a"), ask("b")])
             return time.monotonic() - start
@@ -46,7 +46,7 @@ def test_a_call_of_a_thousand_does_not_hold_up_a_call_of_one() -> None:
     echo = Echo(gate=gate)
 
     async def run() -> None:
-        async with MicroBatched(echo, max_batch=16, max_wait_s=0) as engine:
+        async with MicroBatched(echo, max_batch=16, max_wait_s=0.0) as engine:
             large = asyncio.create_task(engine.generate([ask(f"large{i}") for i in range(1000)]))
             await until(lambda: len(echo.batches) == 1)
             small = asyncio.create_task(engine.generate([ask("small")]))
@@ -62,7 +62,7 @@ def test_a_call_of_a_thousand_does_not_hold_up_a_call_of_one() -> None:
 
 def test_leaving_the_block_answers_what_waits_and_refuses_new_calls() -> None:
     async def run() -> list[Reply | Failure]:
-        engine = MicroBatched(Echo(delay_s=0.01), max_batch=4, max_wait_s=60)
+        engine = MicroBatched(Echo(delay_s=0.01), max_batch=4, max_wait_s=60.0)
         async with engine:
             call = asyncio.create_task(engine.generate([ask(f"{i}") for i in range(10)]))
             await asyncio.sleep(0)
@@ -76,7 +76,7 @@ def test_leaving_the_block_answers_what_waits_and_refuses_new_calls() -> None:
 
 def test_a_raised_error_reaches_its_batch_and_later_batches_go_on() -> None:
     async def run() -> None:
-        async with MicroBatched(Echo(), max_batch=4, max_wait_s=0) as engine:
+        async with MicroBatched(Echo(), max_batch=4, max_wait_s=0.0) as engine:
             with pytest.raises(RuntimeError, match="out of memory"):
                 await engine.generate([ask("raise")])
             assert await engine.generate([ask("a")]) == [Reply(text="a!")]
@@ -89,7 +89,7 @@ def test_a_cancelled_call_leaves_the_queue() -> None:
     echo = Echo(gate=gate)
 
     async def run() -> None:
-        async with MicroBatched(echo, max_batch=2, max_wait_s=0) as engine:
+        async with MicroBatched(echo, max_batch=2, max_wait_s=0.0) as engine:
             busy = asyncio.create_task(engine.generate([ask("a"), ask("b")]))
             await until(lambda: len(echo.batches) == 1)
             given_up = asyncio.create_task(engine.generate([ask("x"), ask("y")]))
@@ -109,7 +109,7 @@ def test_every_request_is_asked_once_and_every_call_keeps_its_order(sizes: list[
     echo = Echo()
 
     async def run() -> list[list[Reply | Failure]]:
-        async with MicroBatched(echo, max_batch=max_batch, max_wait_s=0) as engine:
+        async with MicroBatched(echo, max_batch=max_batch, max_wait_s=0.0) as engine:
             calls = (engine.generate([ask(f"{c}.{i}") for i in range(size)]) for c, size in enumerate(sizes))
             return await asyncio.gather(*calls)
 

@@ -37,7 +37,7 @@ def generate(
     """The calls, one after the other, on one opened engine."""
 
     async def run() -> list[list[Reply | Failure]]:
-        async with TransformersSpec(model=str(folder), threads=1, max_wait_s=0, **spec).open(
+        async with TransformersSpec(model=str(folder), threads=1, max_wait_s=0.0, **spec).open(
             images
         ) as engine:
             assert isinstance(engine, Engine)
