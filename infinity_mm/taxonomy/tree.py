@@ -34,6 +34,8 @@ class InstructionType:
     """Two questions of the type, shown to the model that asks."""
     tags: tuple[str, ...] = ()
     """Image tags that typically go with it; they stand in for seed data where there is none."""
+    any_image: bool = False
+    """Whether it suits every image, whatever its tags, and even one without any."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,17 +110,28 @@ def plan(samples: Sequence[Sample], **options: object) -> dict[str, list[str]]:
     return {id_: [entry["type"] for entry in entries] for id_, entries in made.items()}
 
 
-def test_an_image_gets_types_that_suit_its_tags_and_an_image_without_tags_gets_none() -> None:
-    assert plan([image("a", ("bar chart",)), image("b", ("table",)), image("c", ())]) == {
-        "a": ["chart/counting/bars"],
-        "b": ["table/structure/columns", "table/structure/items"],
-        "c": [],
+ANYWHERE = "coarse/scene/image_kind"
+
+
+def test_an_image_gets_types_that_suit_its_tags_and_one_without_tags_what_suits_any_image() -> None:
+    made = plan([image("a", ("bar chart",)), image("b", ("table",)), image("c", ())])
+    assert {id_: set(types) for id_, types in made.items()} == {
+        "a": {"chart/counting/bars", ANYWHERE},
+        "b": {"table/structure/columns", "table/structure/items", ANYWHERE},
+        "c": {ANYWHERE},
     }
+
+
+def test_what_suits_any_image_does_not_displace_what_the_tags_speak_for() -> None:
+    samples = [image(id_, ("table",)) for id_ in "abcdef"]
+    chosen = [type_ for types in plan(samples, questions_per_image=1).values() for type_ in types]
+    assert sorted(Counter(chosen).values()) == [2, 2, 2]
 
 
 def test_a_share_of_zero_switches_a_branch_off() -> None:
     samples = [image("a", ("bar chart",)), image("b", ("table",))]
-    assert plan(samples, shares={"table": 0.0}) == {"a": ["chart/counting/bars"], "b": []}
+    off = {"table": 0.0, "coarse": 0.0}
+    assert plan(samples, shares=off) == {"a": ["chart/counting/bars"], "b": []}
     assert share_of("chart/extreme/lowest", {"chart": 2.0, "chart/extreme": 3.0}) == 3.0
     assert share_of("ocr/text/title", {"chart": 2.0}) == 1.0
 
