@@ -17,6 +17,8 @@ help:
 $(VENV)/.installed: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) $(TORCH) -e '.[dev]'
+	@# A CUDA torchvision beside CPU torch breaks whatever imports it before our package does (`accelerate launch`).
+	$(if $(CONSTRAINTS),echo 'import infinity_mm' > $$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")/infinity_mm_compat.pth)
 	touch $@
 
 demo: $(VENV)/.installed

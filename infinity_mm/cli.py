@@ -39,7 +39,8 @@ def demo(
     images: Annotated[int, typer.Option(help="Held-out-world images to synthesise from.", min=4)] = 200,
     seed: Annotated[int, typer.Option(help="Seed of worlds, plan and training.")] = 0,
     workers: Annotated[int, typer.Option(help="Ray workers; 0 runs in this process.", min=0)] = 2,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of every student.", min=1)] = 0,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of every student.", min=1)] = 100,
+    eval_images: Annotated[int, typer.Option(help="Held-out images for evaluating students.", min=1)] = 160,
     as_json: JsonFlag = False,
 ) -> None:
     """Run the whole loop on the wind tunnel: images, data, five students, all measured against the truth."""
@@ -50,7 +51,8 @@ def demo(
         num_images=images,
         seed=seed,
         num_workers=workers,
-        **({"student_steps": steps} if steps else {}),
+        student_steps=steps,
+        eval_images=eval_images,
     )
     summary = run_demo(config, console=_console(as_json))
     if as_json:

@@ -1,4 +1,4 @@
-"""Five students of equal steps from nano-base: what raw, filtered and true data are worth, beside nothing and blindness.
+"""Students of equal steps from nano-base: what raw, filtered and true data are worth, beside a blank image.
 
 GradedPair* --> raw, truth, blank-image Parquet   (for the experiment only, marked as such)
 published Parquet --> filtered
