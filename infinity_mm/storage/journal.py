@@ -18,7 +18,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, cast, final, runtime_checkable
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -225,7 +225,7 @@ class _ObjectSegments:
         return {name: size for name, size in files if name.endswith(".jsonl")}
 
     def read(self, name: str, offset: int) -> bytes:
-        return self._fs.cat_file(self.path(name), start=offset)
+        return cast(bytes, self._fs.cat_file(self.path(name), start=offset))
 
     def append(self, segment: str, data: bytes) -> None:
         self._fs.makedirs(self._root, exist_ok=True)

@@ -60,7 +60,7 @@ def llava() -> tuple[Any, Any]:
         image_token="<image>",
         chat_template=str(tokenizer.chat_template).replace("<|image|>", "<image>"),
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=image_id)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_id)
     return LlavaForConditionalGeneration(config), processor
 
 
