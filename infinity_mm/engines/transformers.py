@@ -174,6 +174,7 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
 
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
+    transformers.utils.logging.disable_progress_bar()  # a bar per loaded file says nothing to anybody
     folder = model_folder(spec.model, spec.revision)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
     dtype = ("float32" if device == "cpu" else "bfloat16") if spec.dtype == "auto" else spec.dtype

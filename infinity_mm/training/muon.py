@@ -20,16 +20,16 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 
 
-def orthogonalise(matrices_NRC: Tensor) -> Tensor:
+def orthogonalise(matrices_NRC: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest (semi-)orthogonal matrices, approximately: singular values end between about 0.7 and 1.2."""
     tall = matrices_NRC.shape[-2] > matrices_NRC.shape[-1]
-    x = matrices_NRC.mT if tall else matrices_NRC
+    x = (matrices_NRC.mT if tall else matrices_NRC).to(dtype)
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices_NRC.dtype)
 
 
 @final
@@ -43,7 +43,10 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`dtype`: of the Newton-Schulz steps; bfloat16 is exact enough, and fast where the rest is bfloat16 too."""
+        self._dtype = dtype
         super().__init__(groups, {"betas": betas, "eps": eps, "momentum": momentum, "matrices": False})
 
     @torch.no_grad()
@@ -73,7 +76,7 @@ class Muon(torch.optim.Optimizer):
                 assert p.grad is not None
                 state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                 directions.append(p.grad.lerp(state["momentum_buffer"], group["momentum"]))
-            rotated_NRC = orthogonalise(torch.stack(directions))
+            rotated_NRC = orthogonalise(torch.stack(directions), self._dtype)
             size = 0.2 * max(shape) ** 0.5
             for p, direction in zip(same, rotated_NRC):
                 p.add_(direction, alpha=-group["lr"] * size)

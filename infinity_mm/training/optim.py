@@ -64,7 +64,8 @@ def build_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.Optimize
         for (part, decayed, hidden), parameters in groups.items()
     ]
     if config.optimizer == "muon":
-        return Muon(described, betas=config.betas, eps=config.eps)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        return Muon(described, betas=config.betas, eps=config.eps, dtype=dtype)
     return torch.optim.AdamW(described, betas=config.betas, eps=config.eps, fused=True)
 
 
