@@ -60,16 +60,16 @@ def main(
 
 def report(summary: Summary, console: Console) -> None:
     """What became of the samples at every stage, and what came out."""
-    table = Table(title=summary.name)
-    columns = ("continued", "expanded", "merged", "dropped", "quarantined")
-    table.add_column("stage")
-    for column in (*columns, "calls"):
-        table.add_column(column, justify="right")
-    table.add_column("why dropped or quarantined")
+    table = Table("stage", title=summary.name)
+    columns = {"went on": "continued", "split": "expanded", "merged": "merged", "dropped": "dropped"}
+    columns |= {"set aside": "quarantined"}
+    for heading in (*columns, "calls"):
+        table.add_column(heading, justify="right")
+    table.add_column("why dropped or set aside")
     for stage, fates in summary.fates.items():
         reasons = {**summary.dropped.get(stage, {}), **summary.quarantined.get(stage, {})}
         why = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items(), key=lambda item: -item[1]))
-        counts = [str(fates.get(column) or "") for column in columns]
+        counts = [str(fates.get(column) or "") for column in columns.values()]
         table.add_row(stage, *counts, str(summary.calls.get(stage, "")), why)
     console.print(table)
     console.print(

@@ -105,6 +105,9 @@ class Metered:
         for answer in answers:
             if isinstance(answer, Failure):
                 self._metrics[f"failed_calls.{self._stage}"] += 1
+                if answer.retryable:
+                    self._metrics["outages"] += 1
+                    self._metrics[f"outages.{answer.reason}"] += 1
             else:
                 self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
                 self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens

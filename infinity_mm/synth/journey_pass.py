@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 from infinity_mm.config import to_plain
 from infinity_mm.engines.base import Engine, EngineSpec
 from infinity_mm.engines.journaled import Journaled
+from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Dropped, Quarantined, Sample, canonical_json, digest
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
 
 PAIRS_FILE = "pairs.jsonl"
 """Committed beside the conversations: every question-answer pair in one, with type, style, score and provenance."""
-EXECUTION = frozenset({"images_in_flight", "images_per_shard", "journal"})
+EXECUTION = frozenset({"images_in_flight", "images_per_shard", "max_failed_share", "journal"})
 """Keys of `JourneyConfig` that decide how fast and how cut, not what."""
+_FEW_FAILURES = 4
+"""So many failed calls stop no run, however small the shard."""
 
 
 @final
@@ -122,7 +125,10 @@ class _JourneyWorker:
         """All images of the unit at once, as far as there are places."""
         samples, plan = self._plan(unit.payload["plan_unit"])
         images = samples[unit.payload["start"] : unit.payload["stop"]]
-        return unit_result(images, await self._all([self._travel(i, plan.get(i.id, [])) for i in images]))
+        journeys = await self._all([self._travel(image, plan.get(image.id, [])) for image in images])
+        result = unit_result(images, journeys)
+        check_outages(result.metrics, self._pass.config.max_failed_share)
+        return result
 
     async def _all(self, journeys: Sequence[Coroutine[Any, Any, Journey]]) -> list[Journey]:
         """Like a task group, but what one journey raises comes out as itself, so that it can be told to a person."""
@@ -164,6 +170,19 @@ def unit_result(images: Sequence[Sample], journeys: Sequence[Journey]) -> UnitRe
         metrics={"images": len(images), "conversations": len(conversations), "pairs": len(pairs)} | metrics,
         files={PAIRS_FILE: jsonl_bytes([{"id": pair.id, "sample": pair} for pair in pairs])},
     )
+
+
+def check_outages(metrics: Mapping[str, float], max_failed_share: float) -> None:
+    """Stop rather than set everything aside because a server was down; replies that came are in the journal."""
+    num_calls = sum(value for key, value in metrics.items() if key.startswith("calls."))
+    num_failed = metrics.get("outages", 0)
+    if num_failed > max(_FEW_FAILURES, max_failed_share * num_calls):
+        kinds = {key.partition(".")[2]: int(n) for key, n in metrics.items() if key.startswith("outages.")}
+        raise explain(
+            what=f"{num_failed:.0f} of {num_calls:.0f} calls of a shard failed, retries included: {kinds}",
+            where="engines (configuration)",
+            fix="look after the server and run the same command again, or raise max_failed_share to set them aside",
+        )
 
 
 def set_aside(outcome: Dropped | Quarantined) -> dict[str, Any]:

@@ -59,6 +59,9 @@ class JourneyConfig:
     """Images in one work shard; a kill costs at most the shards in flight."""
     images_in_flight: int = 256
     """Journeys a worker has under way at once."""
+    max_failed_share: float = 0.25
+    """Largest share of a shard's calls that may fail for reasons that pass (a server that is down or overloaded).
+    Above it the run stops instead of setting the shard aside; the same command goes on once the server is back."""
     journal: Literal["record", "replay"] = "record"
     """`replay` asks no model: every reply must be in the run's journal."""
 
@@ -68,6 +71,12 @@ class JourneyConfig:
                 what=f"images_per_shard={self.images_per_shard}, images_in_flight={self.images_in_flight}",
                 where="configuration",
                 fix="set both to at least 1",
+            )
+        if not 0 <= self.max_failed_share <= 1:
+            raise explain(
+                what=f"max_failed_share={self.max_failed_share} is not a share",
+                where="configuration",
+                fix="set it between 0 and 1",
             )
         check_names(self.stages)
 

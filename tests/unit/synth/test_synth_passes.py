@@ -41,16 +41,16 @@ class FakeSpec:
     """Opens an engine that answers well; `fail_on` names an image whose calls fail."""
 
     fail_on: str = ""
-    dead: bool = False
-    """Whether every call raises: for what must come from the journal."""
+    down: bool = False
+    """Whether the server is down for everything but asking."""
 
     @asynccontextmanager
     async def open(self, images: ImageReader) -> AsyncIterator[Engine]:
         yield FakeEngine(self.say)
 
     def say(self, request: Request) -> Reply | Failure:
-        if self.dead:
-            raise AssertionError("a model was asked")
+        if self.down and kind(request) != "ask":
+            return Failure(reason="http_503", detail="overloaded", retryable=True)
         if request.images[0].sha256.startswith(self.fail_on or "-"):
             return Failure(reason="bad_image", detail="the server said so")
         score = str(9 if request.seed % 3 else 2)
@@ -186,6 +186,20 @@ def test_a_failing_image_is_quarantined_and_the_others_go_on(tmp_path: Path) -> 
     assert bad[:16] not in {sample.id[:16] for sample in run.samples("publish")}
 
 
+def test_a_server_that_is_down_stops_the_run_which_goes_on_later_without_asking_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"calls of a shard failed.*'http_503'"):
+        make(tmp_path / "a", FakeSpec(down=True), config=replace(CONFIG, images_per_shard=8))
+    run, summary = make(tmp_path / "a", config=replace(CONFIG, images_per_shard=8))
+    assert list(run.quarantined("journeys")) == []
+    metrics = next(each.metrics for each in summary.passes if each.name == "journeys")
+    assert (metrics["calls.ask"], metrics["from_journal.ask"]) == (10, 10)
+
+
+def test_an_outage_may_be_accepted(tmp_path: Path) -> None:
+    run, _ = make(tmp_path / "a", FakeSpec(down=True), config=replace(CONFIG, max_failed_share=1.0))
+    assert {row["reason"] for row in run.quarantined("journeys")} == {"http_503"}
+
+
 def test_a_dropped_pair_stays_to_be_looked_at_with_its_score(tmp_path: Path) -> None:
     run, _ = make(tmp_path / "a")
     row = next(row for row in run.dropped("journeys") if row["reason"] == "score_low")
@@ -209,7 +223,7 @@ def test_an_image_that_is_gone_when_it_is_published_is_quarantined(tmp_path: Pat
     run = Run(str(tmp_path / "a"))
     run_passes(passes(FakeSpec())[:-1], run, LocalExecutor())
     sample = next(run.samples("dedup"))
-    Path(sample.images[0].uri).unlink()
+    Path(run.run_dir, sample.images[0].uri).unlink()
     run_passes(passes(FakeSpec()), run, LocalExecutor())
     assert {(row["stage"], row["reason"]) for row in run.quarantined("publish")} == {
         ("publish", "missing_image")

@@ -1,0 +1,145 @@
+"""A whole run with a fake teacher and a fake tagger, and the configurations that ship."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+from test_synth_passes import FakeSpec
+
+from infinity_mm.config import build, load_config, to_plain
+from infinity_mm.engines import spec
+from infinity_mm.engines.openai import OpenAISpec
+from infinity_mm.errors import UserError
+from infinity_mm.prompts import PromptSet
+from infinity_mm.synth.config import SynthConfig
+from infinity_mm.synth.run import run_synthesis
+from infinity_mm.synth.stages import build_stages
+from infinity_mm.taxonomy import tag_pass
+from infinity_mm.taxonomy.tree import Tree
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted((ROOT / "configs" / "synth").glob("*.yaml"))
+
+
+class FakeTagger:
+    """Sees the same in every picture."""
+
+    fingerprint = "fake"
+
+    def __init__(self, config: object) -> None:
+        pass
+
+    def scores(self, pictures: Sequence[object]) -> list[dict[str, float]]:
+        return [{"circle": 0.9, "red": 0.8, "square": 0.7} for _ in pictures]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SynthConfig:
+    monkeypatch.setattr(tag_pass, "ClipTagger", FakeTagger)
+    monkeypatch.setitem(spec.KINDS, "fake", FakeSpec)
+    overrides = [
+        f"run_dir={tmp_path / 'run'}",
+        "engines={teacher: {kind: fake}}",
+        "read.sources=[{kind: windtunnel, num_images: 6, world_seed: 1}]",
+    ]
+    return load_config(SynthConfig, ROOT / "configs" / "synth" / "tiny.yaml", overrides)
+
+
+def pipeline() -> ModuleType:
+    found = importlib.util.spec_from_file_location("synth_pipeline", ROOT / "pipelines" / "synth.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_shipped_configuration_loads_builds_and_comes_back_equal(file: Path) -> None:
+    loaded = load_config(SynthConfig, file)
+    build_stages(loaded, Tree.load(loaded.plan.tree), PromptSet.load(loaded.prompts))
+    assert build(SynthConfig, to_plain(loaded)) == loaded
+    assert [each.name for each in loaded.passes()] == [
+        "read",
+        "unique",
+        "tag",
+        "plan",
+        "journeys",
+        "dedup",
+        "publish",
+    ]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_passes_survive_the_way_to_a_worker(file: Path) -> None:
+    passes = load_config(SynthConfig, file).passes()
+    assert pickle.loads(pickle.dumps(passes)) == passes
+
+
+def test_the_real_configuration_asks_an_openai_compatible_server() -> None:
+    loaded = load_config(SynthConfig, ROOT / "configs" / "synth" / "qwen2_5_vl.yaml")
+    assert isinstance(loaded.engines.teacher.spec(), OpenAISpec)
+    assert loaded.prompts == "default"
+
+
+def test_a_run_goes_from_images_to_published_rows_and_its_sums_agree(config: SynthConfig) -> None:
+    summary = run_synthesis(config)
+    assert summary.images_read == 6
+    assert summary.fates["spread"] == {"expanded": 6}
+    assert summary.calls["ask"] == summary.questions_planned == sum(summary.fates["ask"].values())
+    assert summary.calls["judge"] == summary.calls["answer"] == sum(summary.fates["answer"].values())
+    assert summary.pairs_kept == summary.fates["merge"]["merged"] == sum(summary.types_covered.values())
+    assert summary.dropped["decide"].keys() == {"score_low"}
+    for counts in summary.passes.values():
+        came = counts["in"] + counts["born"]
+        assert came == sum(number for key, number in counts.items() if key not in ("in", "born"))
+    assert [Path(file).exists() for file in summary.published] == [True]
+    written = json.loads((Path(config.run_dir) / "summary.json").read_text())
+    assert written["conversations"] == summary.conversations > 0
+
+
+def test_the_same_command_again_asks_nobody_and_says_the_same(config: SynthConfig) -> None:
+    first = run_synthesis(config)
+    again = run_synthesis(replace(config, images_in_flight=3, journal="replay"))
+    assert replace(again, wall_s=0, phase_s={}) == replace(first, wall_s=0, phase_s={})
+
+
+def test_another_cut_off_in_the_same_run_directory_is_refused(config: SynthConfig) -> None:
+    run_synthesis(config)
+    with pytest.raises(UserError, match=r"policy\.keep_at: 8\.0 -> 9\.0"):
+        run_synthesis(replace(config, policy=replace(config.policy, keep_at=9.0)))
+
+
+def test_a_policy_that_rewrites_needs_a_stage_that_does(config: SynthConfig) -> None:
+    with pytest.raises(UserError, match=r"set policy\.rewrite_at to null"):
+        replace(config, stages=tuple(name for name in config.stages if name != "rewrite"))
+
+
+def test_a_wrong_stage_list_is_refused_before_anything_is_read(config: SynthConfig) -> None:
+    with pytest.raises(UserError, match="which nothing before it writes"):
+        run_synthesis(
+            replace(config, stages=("check", "ask", "merge"), policy=replace(config.policy, rewrite_at=None))
+        )
+    assert not Path(config.run_dir).exists()
+
+
+def test_the_report_shows_every_stage_and_every_reason(config: SynthConfig) -> None:
+    console = Console(record=True, width=200, file=io.StringIO())
+    pipeline().report(run_synthesis(config), console)
+    text = console.export_text()
+    assert all(stage in text for stage in config.stages)
+    assert "score_low" in text
+    assert "train-00000-of-00001" in text
+
+
+def test_the_entry_script_is_a_table_of_contents() -> None:
+    assert len((ROOT / "pipelines" / "synth.py").read_text().splitlines()) < 120
