@@ -2,14 +2,15 @@
 
 requests --keys--> journal? --yes--> reply (from_journal)
                       |--no--> being asked now? --yes--> wait for that answer
-                                     |--no--> inner engine --> put, sync, reply
+                                     |--no--> inner engine --> put, sync, reply or failure
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, final
 
 from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
@@ -19,7 +20,7 @@ from infinity_mm.storage.journal import Journal
 
 @final
 class Journaled:
-    """Wraps an engine so that no reply is paid for twice; failures are not recorded, so a new run asks again.
+    """Wraps an engine so that no reply is paid for twice; failures are recorded for replays alone: a run asks again.
 
     A reply is returned only once it is on disk. Identical requests, in one call or in several calls at the same
     time, are asked once; all but the first are marked `from_journal`.
@@ -53,10 +54,10 @@ class Journaled:
         misses: dict[str, Request] = {}
         awaited: dict[str, Request] = {}
         for key, request in zip(keys, requests, strict=True):
-            if (recorded := self._journal.get(key)) is not None:
+            if self._mode == "replay":
+                answers[key] = replayed(self._journal, request, key)
+            elif (recorded := self._journal.get(key)) is not None:
                 answers[key] = reply_from(recorded)
-            elif self._mode == "replay":
-                raise no_line(request, key)
             elif key in self._in_flight:
                 awaited[key] = request
             else:
@@ -86,9 +87,13 @@ class Journaled:
 
     def _recorded(self, key: str, answer: Reply | Failure) -> Reply | Failure:
         """The reply as every later run will read it, which is what this run must use too."""
-        return (
-            reply_from(self._journal.put(key, reply_value(answer))) if isinstance(answer, Reply) else answer
-        )
+        if isinstance(answer, Reply):
+            return reply_from(self._journal.put(key, reply_value(answer)))
+        last = _last_failure(self._journal, key)
+        if last is None or last[1] != answer:
+            number = 0 if last is None else last[0] + 1
+            self._journal.put(_failure_key(key, number), {"failure": asdict(answer)})
+        return answer
 
     async def _wait(
         self, future: asyncio.Future[Reply | Failure | None], request: Request
@@ -141,6 +146,33 @@ def reply_from(value: Mapping[str, Any]) -> Reply:
         choice_logprobs=None if logprobs is None else tuple(logprobs),
         from_journal=True,
     )
+
+
+def replayed(journal: Journal, request: Request, key: str) -> Reply | Failure:
+    """What the recorded run got: the reply, else the last failure. Raises `UserError` if it never asked."""
+    value = journal.get(key)
+    if value is not None:
+        return reply_from(value)
+    last = _last_failure(journal, key)
+    if last is None:
+        raise no_line(request, key)
+    return last[1]
+
+
+def _last_failure(journal: Journal, key: str) -> tuple[int, Failure] | None:
+    """Number and failure of the last try that failed; a run that was killed may have had others before."""
+    found: tuple[int, Failure] | None = None
+    for number in itertools.count():
+        value = journal.get(_failure_key(key, number))
+        if value is None:
+            break
+        found = number, Failure(**value["failure"])
+    return found
+
+
+def _failure_key(key: str, number: int) -> str:
+    """Beside the key of the reply, which a later try may still get."""
+    return f"{key}-failure-{number}"
 
 
 def no_line(request: Request, key: str) -> UserError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
-from infinity_mm.engines.journaled import no_line, reply_from
+from infinity_mm.engines.journaled import replayed
 from infinity_mm.storage.journal import Journal
 
 
@@ -60,12 +60,5 @@ class Replay:
         return self._fingerprint
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
-        """The recorded replies."""
-        return [self._recorded(request) for request in requests]
-
-    def _recorded(self, request: Request) -> Reply:
-        key = request.key(self._fingerprint)
-        value = self._journal.get(key)
-        if value is None:
-            raise no_line(request, key)
-        return reply_from(value)
+        """What was recorded, failures included."""
+        return [replayed(self._journal, request, request.key(self._fingerprint)) for request in requests]

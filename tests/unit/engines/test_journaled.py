@@ -51,12 +51,36 @@ def test_a_reply_keeps_all_its_fields_through_the_journal(tmp_path: Path) -> Non
         assert reply.choice_logprobs == (-0.1, -2.25)
 
 
-def test_failures_are_not_recorded_and_asked_again(tmp_path: Path) -> None:
-    echo = Echo()
+def test_failures_are_asked_again_by_a_run_and_not_by_a_replay(tmp_path: Path) -> None:
+    echo, failure = Echo(), Failure(reason="bad_text", detail="bad")
     for _ in range(2):
         answers = asyncio.run(Journaled(echo, Journal(str(tmp_path), "w0")).generate([ask("bad"), ask("a")]))
-        assert answers[0] == Failure(reason="bad_text", detail="bad")
+        assert answers[0] == failure
+    replay = Journaled(echo, Journal(str(tmp_path), "w1"), mode="replay")
+    assert asyncio.run(replay.generate([ask("bad")])) == [failure]
     assert echo.batches == [["bad", "a"], ["bad"]]
+
+
+def test_a_replay_gives_the_last_of_several_failures_and_a_reply_before_any_failure(tmp_path: Path) -> None:
+    said: list[Reply | Failure] = [
+        Failure(reason="timeout", detail="", retryable=True),
+        Failure(reason="not_a_choice", detail="ten or so"),
+        Failure(reason="not_a_choice", detail="ten or so"),
+        Reply(text="7"),
+    ]
+
+    answers = iter(said)
+
+    class Says(Echo):
+        async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+            return [next(answers)]
+
+    replays: list[Reply | Failure] = []
+    for _ in said:
+        asyncio.run(Journaled(Says(), Journal(str(tmp_path), "w0")).generate([ask("a")]))
+        replay = Journaled(Echo(), Journal(str(tmp_path), "w1"), mode="replay")
+        replays += asyncio.run(replay.generate([ask("a")]))
+    assert replays == [*said[:3], Reply(text="7", from_journal=True)]
 
 
 def test_a_request_twice_in_one_call_is_asked_once_and_the_second_is_marked(tmp_path: Path) -> None:
