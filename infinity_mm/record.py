@@ -26,7 +26,7 @@ class ImageRef:
     sha256: str
     """Hash of the encoded bytes, 64 hex digits."""
     uri: str
-    """Where the bytes can be read again: an absolute path or a URL."""
+    """Where the bytes can be read again: an absolute path, a URL, or a path inside the run directory."""
     width: int
     """Pixels, of the upright image."""
     height: int

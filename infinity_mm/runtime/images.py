@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import final
 
@@ -24,9 +25,9 @@ class RunImages:
         from infinity_mm.vision.images import BadImage
 
         problem = BadImage("missing_image", f"no file at {image.uri}")
-        for url in dict.fromkeys(
-            (image.uri, self._url(image.sha256))
-        ):  # the store too: the run may have moved
+        # The store too: what lies in the run directory is named from there, and the run may have moved.
+        is_stored = "://" not in image.uri and not os.path.isabs(image.uri)
+        for url in dict.fromkeys([*([] if is_stored else [image.uri]), self._url(image.sha256)]):
             try:
                 data = files.read(url)
             except OSError as error:
@@ -39,11 +40,12 @@ class RunImages:
         raise problem
 
     def store(self, data: bytes) -> str:
-        """Keep image bytes in the run directory and return where."""
-        url = self._url(hashlib.sha256(data).hexdigest())
+        """Keep image bytes and return where in the run directory: a shard names no path of this machine."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        url = self._url(sha256)
         if not files.exists(url):
             files.write(url, data)
-        return url
+        return files.join(self.folder.rpartition("/")[2], sha256[:2], sha256)
 
     def _url(self, sha256: str) -> str:
         return files.join(self.folder, sha256[:2], sha256)

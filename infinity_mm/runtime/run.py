@@ -124,7 +124,7 @@ class Run:
         return RunImages(self.path("images"))
 
     def store_image(self, data: bytes) -> str:
-        """Keep image bytes that have no file of their own, by content; returns where."""
+        """Keep image bytes that have no file of their own, by content; returns where in the run directory."""
         return self.images.store(data)
 
     def journal(self, worker: str) -> Journal:

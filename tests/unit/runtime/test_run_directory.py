@@ -131,7 +131,8 @@ def test_a_stored_image_is_found_by_content_even_after_the_run_has_moved(tmp_pat
     uri = run.store_image(b"cat")
     assert uri == run.store_image(b"cat")
     sha256 = hashlib.sha256(b"cat").hexdigest()
-    assert uri == f"{tmp_path}/run/images/{sha256[:2]}/{sha256}"
+    assert uri == f"images/{sha256[:2]}/{sha256}"
+    assert (tmp_path / "run" / uri).read_bytes() == b"cat"
     (tmp_path / "run").rename(tmp_path / "moved")
     assert Run(str(tmp_path / "moved")).images.read(image(b"cat", uri)) == b"cat"
 

@@ -84,7 +84,7 @@ def test_an_image_is_scored_once_and_replayed_from_the_journal(tmp_path: Path) -
 def test_an_image_that_is_gone_is_dropped_with_its_record(tmp_path: Path) -> None:
     run = read_images(tmp_path)
     gone = run.unit_samples("unique", "00000")[0]
-    Path(gone.images[0].uri).unlink()
+    Path(run.run_dir, gone.images[0].uri).unlink()
     result = tag(run, CountingTagger())
     assert [(row["id"], row["reason"]) for row in result.dropped] == [(gone.id, "missing_image")]
     assert len(result.samples) == 4
