@@ -119,7 +119,11 @@ class _Actor:
             return _portable(error)
         return None
 
-    async def work(self, unit: Unit) -> Done | Failed:
+    async def work(self, unit: Unit, reopen: PassWork | None = None) -> Done | Failed:
+        if reopen is not None:
+            problem = await self.close() or await self.open(reopen)
+            if problem is not None:
+                return Failed(unit=unit.id, error=problem)
         outcome = await self._worker.work(unit)
         if isinstance(outcome, Failed):
             return Failed(unit=outcome.unit, error=_portable(outcome.error))
@@ -156,6 +160,8 @@ class _Worker:
     units: list[Unit] = field(default_factory=list)
     """Units in flight."""
     is_open: bool = False
+    num_deaths: int = 0
+    """How many workers had died when this one was opened: what they left in the journal it has read."""
 
 
 @final
@@ -174,6 +180,7 @@ class _Mapping:
         self._attempts: Counter[str] = Counter()
         self._max_attempts = max_attempts
         self._failed_opens = 0
+        self._num_deaths = 0
         self._busy: dict[Any, tuple[_Worker, Unit | None]] = {}
         """What each pending reference stands for: a unit, or None for opening the worker."""
 
@@ -219,7 +226,7 @@ class _Mapping:
                 ray.kill(worker.actor)
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._owner.take_actor())
+        worker = _Worker(self._owner.take_actor(), num_deaths=self._num_deaths)
         self._busy[worker.actor.open.remote(self._work)] = (worker, None)
         return worker
 
@@ -235,11 +242,16 @@ class _Mapping:
     def _send(self, worker: _Worker, unit: Unit) -> None:
         self._attempts[unit.id] += 1
         worker.units.append(unit)
-        self._busy[worker.actor.work.remote(unit)] = (worker, unit)
+        # A unit that comes back was partly paid for by a worker that is dead; one opened before that does not know.
+        is_behind = self._attempts[unit.id] > 1 and worker.num_deaths < self._num_deaths
+        if is_behind:
+            worker.num_deaths = self._num_deaths
+        self._busy[worker.actor.work.remote(unit, self._work if is_behind else None)] = (worker, unit)
 
     def _bury(self, worker: _Worker, error: RayError) -> Iterator[Failed]:
         """Forget a dead worker; its units are tried again, or reported if that was often enough."""
         self._busy = {ref: job for ref, job in self._busy.items() if job[0] is not worker}
+        self._num_deaths += 1
         if not worker.is_open:
             self._failed_opens += 1
             if self._failed_opens >= self._max_attempts:
