@@ -20,7 +20,7 @@ CHOICES = tuple(str(score) for score in range(1, 11))
 _NUMBER = r"(?<![\d.\-])(\d{1,2})(?:\.0+)?(?!\.?\d)"
 _NAMED = re.compile(rf"(?:score|rating)\b\W*(?:is|of|:|=)?\W*{_NUMBER}", re.IGNORECASE)
 _OF_TEN = re.compile(rf"{_NUMBER}\s*(?:/|out of)\s*10\b", re.IGNORECASE)
-_ANY = re.compile(r"(?<![\d.])\d+(?:\.\d+)?")
+_ANY = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
