@@ -67,6 +67,11 @@ class Failure:
     detail: str
     retryable: bool = False
 
+    @property
+    def is_said(self) -> bool:
+        """Whether the model did answer, only of no use: paid for like a reply, and not asked for again."""
+        return not self.retryable and self.reason in ("not_a_choice", "empty_reply", "content_filter")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capabilities:

@@ -20,9 +20,10 @@ from infinity_mm.storage.journal import Journal
 
 @final
 class Journaled:
-    """Wraps an engine so that no reply is paid for twice; failures are recorded for replays alone: a run asks again.
+    """Wraps an engine so that no reply is paid for twice. Failures are recorded as well: a replay gives them again, a
+    run asks again, unless the model did answer.
 
-    A reply is returned only once it is on disk. Identical requests, in one call or in several calls at the same
+    An answer is returned only once it is on disk. Identical requests, in one call or in several calls at the same
     time, are asked once; all but the first are marked `from_journal`.
     """
 
@@ -58,6 +59,8 @@ class Journaled:
                 answers[key] = replayed(self._journal, request, key)
             elif (recorded := self._journal.get(key)) is not None:
                 answers[key] = reply_from(recorded)
+            elif (last := _last_failure(self._journal, key)) is not None and last[1].is_said:
+                answers[key] = last[1]
             elif key in self._in_flight:
                 awaited[key] = request
             else:

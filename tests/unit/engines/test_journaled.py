@@ -61,11 +61,27 @@ def test_failures_are_asked_again_by_a_run_and_not_by_a_replay(tmp_path: Path) -
     assert echo.batches == [["bad", "a"], ["bad"]]
 
 
+def test_an_answer_of_no_use_is_paid_for_once(tmp_path: Path) -> None:
+    unread = Failure(reason="not_a_choice", detail="ten or so")
+    num_calls = 0
+
+    class Says(Echo):
+        async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+            nonlocal num_calls
+            num_calls += len(requests)
+            return [unread]
+
+    for _ in range(2):
+        journaled = Journaled(Says(), Journal(str(tmp_path), "w0"))
+        assert asyncio.run(journaled.generate([ask("a")])) == [unread]
+    assert num_calls == 1
+
+
 def test_a_replay_gives_the_last_of_several_failures_and_a_reply_before_any_failure(tmp_path: Path) -> None:
     said: list[Reply | Failure] = [
         Failure(reason="timeout", detail="", retryable=True),
-        Failure(reason="not_a_choice", detail="ten or so"),
-        Failure(reason="not_a_choice", detail="ten or so"),
+        Failure(reason="http_400", detail="too long"),
+        Failure(reason="http_400", detail="too long"),
         Reply(text="7"),
     ]
 
