@@ -120,13 +120,15 @@ def run_demo(config: DemoConfig, *, console: Console) -> dict[str, Any]:
         base=model_folder(config.base, None), steps=config.student_steps, seed=config.seed, threads=None
     )
     seen = frozenset(pair.scene.content_hash() for pair in pairs)
-    accuracy: dict[str, float] = {}
+    accuracy: dict[str, float | None] = dict.fromkeys(("untrained", *ARMS))  # None: the arm had no data
     models = {"untrained": recipe.base}
     with _phase("training", phase_s, console):
         for arm in ARMS:
             data = run_dir / "experiment" / arm / "train.parquet"
             source = _published(synthesis) if arm == "filtered" else str(data)
             console.print(f"  student on {arm}: {pairs_per_arm[arm]} pairs, {recipe.steps} steps")
+            if not pairs_per_arm[arm]:
+                continue
             models[arm] = train_student(source, arms / arm / "student", recipe)
     with _phase("evaluation", phase_s, console):
         for arm, folder in models.items():
@@ -210,7 +212,10 @@ def print_demo(summary: dict[str, Any], console: Console) -> None:
         )
     )
     steps = summary["student_steps"]
-    accuracy = [(name, f"{value:.1%}") for name, value in summary["student_accuracy"].items()]
+    accuracy = [
+        (name, "no data" if value is None else f"{value:.1%}")
+        for name, value in summary["student_accuracy"].items()
+    ]
     console.print(_rows_table(f"Students on held-out scenes, {steps} steps from nano-base", accuracy))
     journeys_s = max(1e-9, summary["pass_s"]["journeys"])
     asked = summary["calls"] - summary["calls_from_journal"]
