@@ -95,10 +95,11 @@ def save_checkpoint(
 def save_model(target: Path, *, model: PreTrainedModel, processor: InfinityMMProcessor, dtype: str) -> None:
     """Write the final model with weights of `dtype`; the model in memory stays as it is."""
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    tensors = {
-        name: tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    converted: dict[int, torch.Tensor] = {}  # by storage: tied weights stay tied, and are written once
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        dtype_now = torch_dtype if tensor.is_floating_point() else tensor.dtype
+        tensors[name] = converted.setdefault(tensor.data_ptr(), tensor.to(dtype_now))
     before = model.config.dtype
     with whole_folder(target) as folder:
         try:

@@ -1,5 +1,6 @@
 """Checkpoints appear whole or not at all."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,11 @@ def test_a_checkpoint_holds_no_pickle_and_only_the_last_are_kept(tmp_path: Path)
     assert {tensor.dtype for tensor in final.values()} == {torch.float16}
     kept = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
     assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+
+
+def test_tied_weights_are_written_once_in_any_dtype(tmp_path: Path) -> None:
+    result = train(replace(tiny_config(tmp_path), save_dtype="float16"), quiet=True)
+    assert result.model_dir is not None
+    tensors = load_file(result.model_dir / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
