@@ -80,12 +80,15 @@ def head() -> Iterator[Head]:
     session = Path(f"/tmp/rayjob{os.getpid()}")
     port, dashboard = free_port(), free_port()
     keep = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    env = keep | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+    env = keep | {"RAY_AUTH_MODE": "token", "HOME": str(session), "RAY_USAGE_STATS_ENABLED": "0"}
     command = [RAY, "start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={session}"]
     command += [f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]
     try:
+        session.mkdir()
+        token = [RAY, "get-auth-token", "--generate"]  # into HOME, which goes with the session
+        subprocess.run(token, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
         started = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert started.returncode == 0, started.stdout + started.stderr
         yield Head(dashboard=f"http://127.0.0.1:{dashboard}", env=env)
