@@ -26,8 +26,10 @@ class RunImages:
 
         problem = BadImage("missing_image", f"no file at {image.uri}")
         # The store too: what lies in the run directory is named from there, and the run may have moved.
-        is_stored = "://" not in image.uri and not os.path.isabs(image.uri)
-        for url in dict.fromkeys([*([] if is_stored else [image.uri]), self._url(image.sha256)]):
+        urls = [self._url(image.sha256)]
+        if "://" in image.uri or os.path.isabs(image.uri):
+            urls.insert(0, image.uri)
+        for url in urls:
             try:
                 data = files.read(url)
             except OSError as error:
