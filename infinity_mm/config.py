@@ -133,7 +133,14 @@ def _apply(data: dict[str, Any], override: str) -> None:
                 fix=f"override the whole value: {part}=...",
             )
         node = child
-    node[parts[-1]] = yaml.load(raw, Loader=_StrictLoader)
+    try:
+        node[parts[-1]] = yaml.load(raw, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise explain(
+            what=f"the value of the override `{override}` is not valid YAML",
+            where="command line",
+            fix="quote it for the shell, for example 'names=[a, b]'",
+        ) from error
 
 
 def _build(cls: type[Any], data: Any, *, where: str, path: str) -> Any:

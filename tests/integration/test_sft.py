@@ -12,12 +12,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(out_dir: Path, num_processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """The documented command, on gloo where there is more than one process."""
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-    several = ["--num_processes", str(num_processes), "--dynamo_backend", "no", "--main_process_port", "0"]
+    """The documented command; several processes of one CPU machine are started by torchrun, as accelerate has no
+    launcher for them but MPI's."""
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if num_processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     script = ["train/sft.py", "--config", "configs/train/tiny.yaml", f"out_dir={out_dir}", *overrides]
     return subprocess.run(
-        [sys.executable, *launcher, *several, *script],
+        [sys.executable, *launcher, *script],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,

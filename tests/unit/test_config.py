@@ -57,6 +57,7 @@ def test_overrides_reach_into_sections() -> None:
         ({**GOOD, "inner": 3}, [], "must be a section"),
         (GOOD, ["steps"], "is not an override"),
         (GOOD, ["steps.x=1"], "is not a section"),
+        (GOOD, ["names=[a"], "is not valid YAML"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_the_fix(
