@@ -34,8 +34,8 @@ class ClipShape:
     image_px: int = 64
     """Side of the square that every image is squeezed into."""
     vision_layers: int | tuple[int, ...] = (1, 1, 1, 1)
-    """Four numbers: blocks in the stages of a residual network; one number: layers of a vision transformer. The
-    residual network starts to tell shapes apart after 30,000 images, the transformer had not after 160,000."""
+    """Four numbers: blocks in the stages of a residual network; one number: layers of a vision transformer. A
+    transformer of 4 layers had not learned shapes after 160,000 images, 40,000 of them of shapes."""
     vision_width: int = 16
     """Channels of the network's first stage, the last has 32 times as many; or width of the transformer."""
     patch_px: int = 8

@@ -99,5 +99,5 @@ def test_the_shipped_model_is_small_and_tags_held_out_scenes() -> None:
     said = [{tag.name for tag in choose_tags(scores, config)} for scores in found]
     right = [set(tags.tags(scene)) for scene in scenes]
     hits = sum(len(a & b) for a, b in zip(said, right))
-    assert hits / sum(map(len, said)) > 0.9
-    assert hits / sum(map(len, right)) > 0.8
+    assert hits / sum(map(len, said)) > 0.95
+    assert hits / sum(map(len, right)) > 0.95
