@@ -20,7 +20,7 @@ SMALL = {
     "make test": "python -m pytest --collect-only -q tests/unit/test_config.py",
     "python pipelines/synth.py --config configs/synth/windtunnel.yaml": (
         "python pipelines/synth.py --config configs/synth/windtunnel.yaml run_dir={tmp}/run"
-        " read.sources=[{{kind:\\ windtunnel,num_images:\\ 6,world_seed:\\ 1,split:\\ held_out}}]"
+        " 'read.sources=[{{kind: windtunnel, num_images: 6, world_seed: 1, split: held_out}}]'"
     ),
     "infinity-mm report runs/synth_windtunnel": "infinity-mm report {tmp}/run --pictures 4",
     "accelerate launch train/sft.py --config configs/train/tiny.yaml": (
