@@ -55,4 +55,6 @@ def corpus(mixture: Mixture, num_samples: int) -> Iterator[str]:
     stride = max(1, len(mixture) // num_samples)
     for index in range(0, min(len(mixture), stride * num_samples), stride):
         for message in mixture.get(0, index)[0].messages:
-            yield f"{message.role}\n" + message.text.replace(IMAGE_PLACEHOLDER, "")  # as the chat template writes it
+            yield f"{message.role}\n" + message.text.replace(
+                IMAGE_PLACEHOLDER, ""
+            )  # as the chat template writes it

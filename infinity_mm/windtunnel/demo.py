@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -107,7 +107,7 @@ def run_demo(config: DemoConfig, *, console: Console) -> dict[str, Any]:
     phase_s: dict[str, float] = {}
     run_dir = Path(config.run_dir)
 
-    with _phase("synthesis", phase_s, console), show_progress(console.file) as progress:
+    with _phase("synthesis", phase_s, console), show_progress(cast(TextIO, console.file)) as progress:
         synthesis = run_synthesis(synth_config(config), progress)
     run = Run(config.run_dir)
     with _phase("scoring", phase_s, console):

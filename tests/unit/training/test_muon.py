@@ -12,7 +12,9 @@ def group(parameters: list[torch.Tensor], *, matrices: bool, weight_decay: float
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 32), (2, 32, 8)])
 def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
-    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+    values = torch.linalg.svdvals(
+        orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    )
     assert 0.3 < values.min() <= values.max() < 1.3
     assert 0.8 < values.mean() < 1.15
 

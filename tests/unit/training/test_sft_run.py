@@ -60,6 +60,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_the_final_model_loads_in_transformers_and_starts_another_stage(tmp_path: Path) -> None:
     model_dir = train(tiny_config(tmp_path / "one"), quiet=True).model_dir
+    assert model_dir is not None
     model = AutoModelForImageTextToText.from_pretrained(model_dir)
     assert type(model).__name__ == "InfinityMMForConditionalGeneration"
     result = train(tiny_config(tmp_path / "two", model={"path": str(model_dir)}, steps=3), quiet=True)
@@ -117,7 +118,8 @@ def test_bf16_really_multiplies_in_bf16_and_keeps_float32_weights(
 
     def watched(*args: Any) -> Any:
         model, processor = start_model(*args)
-        layer = model.model.language_model.layers[0].mlp.up_proj
+        language_model: Any = model.model.language_model
+        layer = language_model.layers[0].mlp.up_proj
         layer.register_forward_hook(lambda _m, _i, output: types.add(output.dtype))
         return model, processor
 
