@@ -59,10 +59,9 @@ NANO = ModelSpec(
 """A few million parameters: trains on a laptop. Heads are 32 wide, the least that vLLM serves on a CPU."""
 
 
-def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> InfinityMMConfig:
-    """The configuration of `spec` for a tokenizer that holds the schema tokens."""
-    ids = SchemaTokens().ids(tokenizer)
-    vision = SiglipVisionConfig(
+def build_vision_config(spec: ModelSpec) -> SiglipVisionConfig:
+    """The configuration of the vision tower of `spec`."""
+    return SiglipVisionConfig(
         hidden_size=spec.vision_hidden,
         num_hidden_layers=spec.vision_layers,
         num_attention_heads=spec.vision_heads,
@@ -70,6 +69,11 @@ def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> Infinit
         patch_size=spec.patch_px,
         image_size=spec.scale_px,
     )
+
+
+def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> InfinityMMConfig:
+    """The configuration of `spec` for a tokenizer that holds the schema tokens."""
+    ids = SchemaTokens().ids(tokenizer)
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=spec.text_hidden,
@@ -84,7 +88,7 @@ def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> Infinit
         pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     return InfinityMMConfig(
-        vision_config=vision,
+        vision_config=build_vision_config(spec),
         text_config=text,
         merge=spec.merge,
         scale_px=spec.scale_px,

@@ -230,6 +230,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         view_shapes: Int[Tensor, "V 3"] | None = None,
         image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
+        loss_weights: Float[Tensor, "B T"] | None = None,
         num_items_in_batch: int | Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -239,7 +240,8 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
 
         `labels` line up with `input_ids` (position t is predicted from t - 1), -100 = no loss; the head is computed
         at labelled positions only, and no cache is kept. In packed rows the first position of each sample must be
-        -100. The loss is a sum divided by `num_items_in_batch`, the labelled positions of the whole optimizer step.
+        -100. The loss is a sum divided by `num_items_in_batch`, the labelled positions of the whole optimizer step, or
+        the sum of their `loss_weights` where these are given; they line up with `labels`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -257,8 +259,11 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         rest = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         if labels is not None:
             token_losses_M = self._token_losses(hidden_BTE, labels)
-            divisor = max(token_losses_M.numel(), 1) if num_items_in_batch is None else num_items_in_batch
-            loss = token_losses_M.sum() / divisor
+            weights_M = torch.ones_like(token_losses_M)
+            if loss_weights is not None:
+                weights_M = loss_weights[:, 1:][labels[:, 1:] != IGNORED_LABEL]
+            divisor = weights_M.sum().clamp(min=1e-6) if num_items_in_batch is None else num_items_in_batch
+            loss = (token_losses_M * weights_M).sum() / divisor
             return InfinityMMOutput(loss=loss, token_losses=token_losses_M.detach(), **rest)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_BTE[:, kept, :])

@@ -42,6 +42,8 @@ class StartConfig:
     """Checkpoint folder with model and processor."""
     build: ModelSpec | None = None
     """Sizes of a model from scratch."""
+    vision_tower: str | None = None
+    """Used with `build` only: folder of a trained vision tower of these sizes, as train/tower.py writes it."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Used with `build` only."""
 
@@ -51,6 +53,12 @@ class StartConfig:
                 what="exactly one of model.path and model.build must be given",
                 where="YAML section `model`",
                 fix="path: start from a checkpoint; build: start from scratch",
+            )
+        if self.path is not None and self.vision_tower is not None:
+            raise explain(
+                what="model.vision_tower is given with model.path, whose checkpoint has a tower of its own",
+                where="YAML section `model`",
+                fix="remove one of them",
             )
 
 
@@ -122,6 +130,8 @@ class SftConfig:
     """The language model with embedding and head."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
+    loss_weighting: Literal["token", "square_root"] = "token"
+    """`token`: every supervised token counts 1; `square_root`: an answer of n tokens counts sqrt(n)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: orthogonal momentum for hidden matrices, AdamW for the rest; see `training/muon.py`."""
     betas: tuple[float, float] = (0.9, 0.98)

@@ -24,7 +24,7 @@ from infinity_mm.errors import explain
 from infinity_mm.record import seed_for
 from infinity_mm.training.checkpoint import TrainerState
 from infinity_mm.training.config import SftConfig
-from infinity_mm.training.loss import count_labels, local_loss
+from infinity_mm.training.loss import count_labels, local_loss, total_weight
 from infinity_mm.training.metrics import StepMetrics
 from infinity_mm.training.optim import set_lr
 from infinity_mm.training.schedule import lr_factor
@@ -75,18 +75,18 @@ def run_steps(
         start = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - start
-        counts = _total(accelerator, _counts(batch, stop))
+        *sums, weight = _total(accelerator, _counts(batch, stop, config))
         factor = lr_factor(config.schedule, state.step, state.total_steps)
         set_lr(optimizer, factor)
         _seed(config.seed, state.step, accelerator)
-        loss = _backward(accelerator, model, batch.micro_batches, num_labels=int(counts[0]))
+        loss = _backward(accelerator, model, batch.micro_batches, weight, config)
         norm = _clip(accelerator, model, config.grad_clip)
         if not math.isfinite(loss + norm):
             raise _not_finite(accelerator, state.step, loss, norm, batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         hooks.drops(batch)
-        labels, samples, images, tokens, asked = (int(count) for count in counts)
+        labels, samples, images, tokens, asked = map(int, sums)
         state = replace(
             state,
             step=state.step + 1,
@@ -119,8 +119,8 @@ def run_steps(
     return state
 
 
-def _counts(batch: StepBatch, stop: Stop) -> list[int]:
-    """This process's (supervised tokens, samples, images, tokens, request to stop)."""
+def _counts(batch: StepBatch, stop: Stop, config: SftConfig) -> list[float]:
+    """This process's (supervised tokens, samples, images, tokens, request to stop, weight of the loss)."""
     micro = batch.micro_batches
     return [
         count_labels(micro),
@@ -128,27 +128,33 @@ def _counts(batch: StepBatch, stop: Stop) -> list[int]:
         sum(b.num_images for b in micro),
         sum(b.num_tokens for b in micro),
         int(stop.asked.is_set()),
+        total_weight(micro, config.loss_weighting),
     ]
 
 
-def _total(accelerator: Accelerator, counts: list[int]) -> list[int]:
+def _total(accelerator: Accelerator, counts: list[float]) -> list[float]:
     """Sums over all processes, so that all of them also stop after the same step."""
     if accelerator.num_processes == 1:
         return counts
-    summed = accelerator.reduce(torch.tensor(counts, device=accelerator.device), reduction="sum")
+    summed = accelerator.reduce(torch.tensor(counts, dtype=torch.float64, device=accelerator.device), reduction="sum")
     assert isinstance(summed, Tensor)
     return summed.tolist()
 
 
 def _backward(
-    accelerator: Accelerator, model: nn.Module, batches: Sequence[Packed], *, num_labels: int
+    accelerator: Accelerator, model: nn.Module, batches: Sequence[Packed], weight: float, config: SftConfig
 ) -> float:
-    """Gradients of the step's mean loss; returns that loss, summed over processes."""
+    """Gradients of the step's mean loss, whose weights sum to `weight`; returns that loss, summed over processes."""
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches, 1):
         last = number == len(batches)
         with nullcontext() if last else accelerator.no_sync(model):
-            loss = local_loss(model, batch.to(accelerator.device), num_labels=num_labels)
+            loss = local_loss(
+                model,
+                batch.to(accelerator.device),
+                total_weight=weight,
+                weighting=config.loss_weighting,
+            )
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
     summed = total if accelerator.num_processes == 1 else accelerator.reduce(total, reduction="sum")

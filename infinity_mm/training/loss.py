@@ -1,22 +1,31 @@
-"""Token-mean loss over a whole optimiser step, whatever the number of processes and micro-steps.
+"""The loss of a whole optimiser step, whatever the number of processes and micro-steps.
 
-The wanted loss is (sum of cross entropy over all supervised tokens of the step) / (their number N). The model returns
-its local sum / N; DDP averages gradients over the processes; so each local loss is multiplied by the world size.
-Accumulation is ours (accelerate is told of one micro-step), so `backward` divides by nothing.
+The wanted loss is (sum of weight * cross entropy over all supervised tokens of the step) / (sum of the weights W). The
+model returns its local sum / W; DDP averages gradients over the processes; so each local loss is multiplied by the
+world size. Accumulation is ours (accelerate is told of one micro-step), so `backward` divides by nothing.
+
+With all weights 1 a dense caption of 60 tokens counts sixty times what the one digit of a judge counts. The square root
+(InternVL 2.5, arXiv 2412.05271, section 3.3) stands between that and a mean per answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from infinity_mm.data.encode import IGNORE
 from infinity_mm.data.packing import Packed, block_mask
 
+Weighting = Literal["token", "square_root"]
 
-def local_loss(model: nn.Module, batch: Packed, *, num_labels: int) -> Tensor:
-    """Summed cross entropy of one micro-batch over `num_labels`, the supervised tokens of the whole step."""
+
+def local_loss(
+    model: nn.Module, batch: Packed, *, total_weight: float, weighting: Weighting = "token"
+) -> Tensor:
+    """Weighted cross entropy of one micro-batch over `total_weight`, that of the whole step."""
     output = model(
         input_ids=batch.input_ids,
         attention_mask=block_mask(batch.sample_ids, batch.branch_ids),
@@ -24,10 +33,34 @@ def local_loss(model: nn.Module, batch: Packed, *, num_labels: int) -> Tensor:
         pixel_values=batch.pixel_values,
         view_shapes=batch.view_shapes,
         labels=batch.labels,
-        num_items_in_batch=torch.tensor(num_labels, device=batch.labels.device),
+        loss_weights=label_weights(batch.labels, weighting) if weighting != "token" else None,
+        num_items_in_batch=torch.tensor(total_weight, device=batch.labels.device),
         use_cache=False,
     )
     return output.loss
+
+
+def label_weights(labels_RT: Tensor, weighting: Weighting) -> Tensor:
+    """Weight of each position in the loss, (R, T) float32; 0 without a label.
+
+    `token`: 1. `square_root`: 1 / sqrt(number of tokens of its answer), so that an answer of n tokens weighs sqrt(n).
+    An answer is a run of labels: between two answers there is always a position without one.
+    """
+    labelled_RT = labels_RT != IGNORE
+    labelled_RT[:, 0] = False  # nothing predicts the first position
+    if weighting == "token":
+        return labelled_RT.float()
+    starts_RT = labelled_RT & ~torch.nn.functional.pad(labelled_RT, (1, 0))[:, :-1]
+    answer_N = starts_RT.flatten().cumsum(0) * labelled_RT.flatten()  # 0 on positions without a label
+    length_A = torch.bincount(answer_N, minlength=1)
+    return torch.where(labelled_RT, length_A[answer_N].view_as(labels_RT).float().rsqrt(), 0.0)
+
+
+def total_weight(batches: Sequence[Packed], weighting: Weighting) -> float:
+    """Sum of the weights of several micro-batches."""
+    if weighting == "token":
+        return float(count_labels(batches))
+    return sum(float(label_weights(batch.labels, weighting).sum(dtype=torch.float64)) for batch in batches)
 
 
 def count_labels(batches: Sequence[Packed]) -> int:

@@ -23,7 +23,7 @@ class StepMetrics:
     step: int
     """Finished steps, this one included."""
     loss: float
-    """Mean cross entropy of the step's supervised tokens, in nats."""
+    """Mean cross entropy of the step's supervised tokens, weighted as the configuration says, in nats."""
     grad_norm: float
     """Norm of the whole gradient before clipping."""
     lr: float

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, GradientState
 from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
@@ -42,7 +41,7 @@ from infinity_mm.training.loop import Hooks, Stop, run_steps
 from infinity_mm.training.metrics import Reporter, StepMetrics
 from infinity_mm.training.optim import build_optimizer, freeze
 from infinity_mm.training.schedule import lr_factor
-from infinity_mm.training.start import build_mixture, load_model, start_model
+from infinity_mm.training.start import build_mixture, load_model, new_accelerator, start_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +67,11 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     disable_progress_bar()  # of transformers: one line per saved file
-    accelerator = _accelerator(config)
+    accelerator = new_accelerator(
+        config.precision,
+        # A micro-batch without images leaves the vision tower without gradients on one process only.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     config.out_dir.mkdir(parents=True, exist_ok=True)
     mixture = build_mixture(config.data)
     model, processor, resumed = _model(config, mixture)
@@ -163,17 +166,6 @@ def _write_drops(out_dir: Path, accelerator: Accelerator, batch: StepBatch) -> N
     if accelerator.is_main_process and batch.dropped:
         with (out_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(drop)) + "\n" for drop in batch.dropped)
-
-
-def _accelerator(config: SftConfig) -> Accelerator:
-    """accelerate keeps its state for the life of the process; a second run in one process starts afresh."""
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    return Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        # A micro-batch without images leaves the vision tower without gradients on one process only.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
 
 
 def _model(

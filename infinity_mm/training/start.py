@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
 from infinity_mm.data.mixture import Mixture, WeightedSource
@@ -18,7 +21,15 @@ from infinity_mm.model.build import build_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.tokenizer import build_tokenizer
+from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.training.config import DataConfig, StartConfig
+
+
+def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
+    """accelerate keeps its state for the life of the process; a second run in one process starts afresh."""
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **kwargs)
 
 
 def build_mixture(data: Sequence[DataConfig]) -> Mixture:
@@ -33,9 +44,34 @@ def start_model(
     if start.build is not None:
         words = build_mixture(start.tokenizer.data) if start.tokenizer.data else mixture
         tokenizer = build_tokenizer(corpus(words, start.tokenizer.num_samples), start.tokenizer.vocab_size)
-        return build_model(start.build, tokenizer)
+        model, processor = build_model(start.build, tokenizer)
+        if start.vision_tower is not None:
+            load_tower(model, Path(start.vision_tower))
+        return model, processor
     assert start.path is not None
     return load_model(Path(start.path))
+
+
+def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
+    """Replace the weights of the model's vision tower by those of a trained tower of the same sizes."""
+    if not (folder / "config.json").is_file():
+        raise explain(
+            what=f"{folder} holds no vision tower: it has no config.json",
+            where="model.vision_tower",
+            fix="train one (train/tower.py), or give the folder that holds config.json and model.safetensors",
+        )
+    trained = VisionTower.from_pretrained(folder, dtype=torch.float32).state_dict()
+    tower = model.model.vision_tower
+    wrong = sorted(
+        name for name, own in tower.state_dict().items() if trained[name].shape != own.shape
+    ) if trained.keys() == tower.state_dict().keys() else sorted(trained.keys() ^ tower.state_dict().keys())
+    if wrong:
+        raise explain(
+            what=f"the tower in {folder} has other sizes than model.build, for example at {wrong[0]}",
+            where="model.vision_tower",
+            fix="give model.build the sizes of the tower's config.json",
+        )
+    tower.load_state_dict(trained)
 
 
 def load_model(folder: Path) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor]:

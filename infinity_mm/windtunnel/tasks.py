@@ -41,6 +41,9 @@ class WindTunnelTasks:
     """Task -> weight; see `_TASKS`."""
     split: Literal["train", "held_out"] = "train"
     prompts: str = "nano"
+    shown: Literal["image", "text"] = "image"
+    """`text`: the dense caption as system message in place of the image. It teaches a small language model to answer
+    about what it reads before it is asked about what it sees, which a large one brings along."""
     turns: Literal["causal", "independent"] = field(default="independent", init=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +68,7 @@ class WindTunnelTasks:
                     self.tasks,
                     self.split,
                     self.prompts,
+                    self.shown,
                 ]
             ),
         )
@@ -79,13 +83,15 @@ class WindTunnelTasks:
         names = _draw(self.tasks, self.exchanges_per_image, rng)
         asked = questions.questions(scene, rng)
         messages: list[Message] = []
+        if self.shown == "text":
+            messages.append(Message("system", captions.dense(scene, rng)))
         for position, name in enumerate(names):
             exchange = _TASKS[name](scene, asked, position, prompts, rng)
             if exchange is not None:
                 messages += [Message("user", exchange[0]), Message("assistant", exchange[1])]
         return Conversation(
             id=f"windtunnel-{self.world_seed}-{index}",
-            images=(world.render(scene),),
+            images=(world.render(scene),) if self.shown == "image" else (),
             messages=tuple(messages),
             domain=scene.family,
         )

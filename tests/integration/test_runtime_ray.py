@@ -96,7 +96,7 @@ def test_a_worker_may_use_the_cores_it_reserved(cluster: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_worker_killed_from_outside_costs_only_the_units_it_had_open(
-    cluster: str, expected: dict[str, str], tmp_path: Path, seed: int
+    cluster: str, expected: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
     log = tmp_path / "log"
     draw = random.Random(seed)
@@ -114,7 +114,9 @@ def test_a_worker_killed_from_outside_costs_only_the_units_it_had_open(
     with RayExecutor(num_workers=2) as executor:
         summary = run_passes(passes, Run(str(tmp_path / "run")), executor, kill_one)
     assert outputs(tmp_path / "run") == expected
-    assert UNITS < len(started(log)) <= UNITS + 2
+    assert "A worker of pass numbers died" in caplog.text
+    # Units that were handed over but had not begun when the worker died begin once; those under way begin twice.
+    assert UNITS <= len(started(log)) <= UNITS + 2
     assert summary.passes[0].totals["out"] == sum(1 for key in Run(str(tmp_path / "run")).samples("numbers"))
 
 

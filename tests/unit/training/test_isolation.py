@@ -9,7 +9,7 @@ from toy_run import TWO, conversation, model_and_encoder, three_samples
 
 from infinity_mm.data.encode import IGNORE, Encoded
 from infinity_mm.data.packing import Packed, block_mask, pack
-from infinity_mm.training.loss import count_labels, local_loss
+from infinity_mm.training.loss import Weighting, label_weights, local_loss, total_weight
 
 
 def logits(model: Any, batch: Packed) -> Tensor:
@@ -36,10 +36,12 @@ def assert_same_training(a: tuple[float, dict[str, Tensor]], b: tuple[float, dic
         assert (grad - b[1][name]).abs().max() < 1e-5, name
 
 
-def loss_and_gradients(model: Any, batches: list[Packed]) -> tuple[float, dict[str, Tensor]]:
-    num_labels, total = count_labels(batches), 0.0
+def loss_and_gradients(
+    model: Any, batches: list[Packed], weighting: Weighting = "token"
+) -> tuple[float, dict[str, Tensor]]:
+    weight, total = total_weight(batches, weighting), 0.0
     for batch in batches:
-        loss = local_loss(model, batch, num_labels=num_labels)
+        loss = local_loss(model, batch, total_weight=weight, weighting=weighting)
         loss.backward()
         total += float(loss.detach())
     return total, gradients(model)
@@ -58,12 +60,13 @@ def test_changing_one_packed_sample_moves_no_others_logits() -> None:
     assert (before[0, first:] - after[0, first:]).abs().max() < 1e-5
 
 
-def test_packed_padded_and_accumulated_give_the_same_loss_and_gradients() -> None:
+@pytest.mark.parametrize("weighting", ["token", "square_root"])
+def test_packed_padded_and_accumulated_give_the_same_loss_and_gradients(weighting: Weighting) -> None:
     model, encoder = model_and_encoder()
     samples = three_samples(encoder)
-    packed = loss_and_gradients(model, [pack([samples], 256, 3)])
-    rows = loss_and_gradients(model, [pack(padded(samples), 128, 3)])
-    steps = loss_and_gradients(model, [pack([[sample]], 128, 3) for sample in samples])
+    packed = loss_and_gradients(model, [pack([samples], 256, 3)], weighting)
+    rows = loss_and_gradients(model, [pack(padded(samples), 128, 3)], weighting)
+    steps = loss_and_gradients(model, [pack([[sample]], 128, 3) for sample in samples], weighting)
     assert_same_training(packed, rows)
     assert_same_training(packed, steps)
 
@@ -73,7 +76,7 @@ def test_the_loss_is_the_mean_over_labelled_tokens_of_the_step() -> None:
     batch = pack([three_samples(encoder)], 256, 3)
     scores = logits(model, batch)[0, :-1].float()
     wanted = torch.nn.functional.cross_entropy(scores, batch.labels[0, 1:], ignore_index=IGNORE)
-    assert float(local_loss(model, batch, num_labels=batch.num_labels).detach()) == pytest.approx(
+    assert float(local_loss(model, batch, total_weight=batch.num_labels).detach()) == pytest.approx(
         float(wanted), abs=1e-5
     )
 
@@ -99,6 +102,19 @@ def test_a_batch_without_labels_has_a_loss_of_zero_that_can_be_differentiated() 
     model, encoder = model_and_encoder()
     batch = pack([three_samples(encoder)], 256, 3)
     batch.labels.fill_(IGNORE)
-    loss = local_loss(model, batch, num_labels=7)
+    loss = local_loss(model, batch, total_weight=7)
     loss.backward()
     assert float(loss.detach()) == 0.0
+
+
+def test_an_answer_of_n_tokens_weighs_the_square_root_of_n() -> None:
+    labels = torch.tensor([[-100, 5, 5, 5, 5, -100, 7, -100], [9, 5, -100, -100, 6, 6, -100, 3]])
+    assert label_weights(labels, "square_root").tolist() == [
+        [0, 0.5, 0.5, 0.5, 0.5, 0, 1, 0],
+        [0, 1, 0, 0, pytest.approx(0.5**0.5), pytest.approx(0.5**0.5), 0, 1],
+    ]
+
+
+def test_by_token_every_label_weighs_one_but_that_of_the_first_position_which_nothing_predicts() -> None:
+    labels = torch.tensor([[5, 5, -100, 7]])
+    assert label_weights(labels, "token").tolist() == [[0, 1, 0, 1]]
