@@ -136,7 +136,9 @@ def _total(accelerator: Accelerator, counts: list[float]) -> list[float]:
     """Sums over all processes, so that all of them also stop after the same step."""
     if accelerator.num_processes == 1:
         return counts
-    summed = accelerator.reduce(torch.tensor(counts, dtype=torch.float64, device=accelerator.device), reduction="sum")
+    summed = accelerator.reduce(
+        torch.tensor(counts, dtype=torch.float64, device=accelerator.device), reduction="sum"
+    )
     assert isinstance(summed, Tensor)
     return summed.tolist()
 

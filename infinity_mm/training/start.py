@@ -62,9 +62,11 @@ def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
         )
     trained = VisionTower.from_pretrained(folder, dtype=torch.float32).state_dict()
     tower = model.model.vision_tower
-    wrong = sorted(
-        name for name, own in tower.state_dict().items() if trained[name].shape != own.shape
-    ) if trained.keys() == tower.state_dict().keys() else sorted(trained.keys() ^ tower.state_dict().keys())
+    wrong = (
+        sorted(name for name, own in tower.state_dict().items() if trained[name].shape != own.shape)
+        if trained.keys() == tower.state_dict().keys()
+        else sorted(trained.keys() ^ tower.state_dict().keys())
+    )
     if wrong:
         raise explain(
             what=f"the tower in {folder} has other sizes than model.build, for example at {wrong[0]}",

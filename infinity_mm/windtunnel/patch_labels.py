@@ -1,6 +1,6 @@
 """What a scene shows at each patch of each view: targets for training a vision tower on its own.
 
-    scene --regions, glyphs--> boxes in image pixels --plan of views--> one class per head and patch
+scene --regions, glyphs--> boxes in image pixels --plan of views--> one class per head and patch
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def regions(scene: Scene) -> Iterator[Region]:
             value = {"word": str(bar.value), "row": bar.label}
             yield Region(box=boxes[f"bar/{i}"], names={"kind": "bar", "color": bar.color} | value)
             yield Region(box=boxes[f"value/{i}"], names={"kind": "text"} | value)
-            yield Region(
-                box=boxes[f"label/{i}"], names={"kind": "text", "word": bar.label, "row": bar.label}
-            )
+            yield Region(box=boxes[f"label/{i}"], names={"kind": "text", "word": bar.label, "row": bar.label})
     elif isinstance(facts, TableFacts):
         rows = table.cell_texts(facts)
         for r, row in enumerate(rows):
@@ -169,7 +167,7 @@ def _line(scene: Scene, box: Box, text: str, start: float) -> Iterator[Glyph]:
             yield Glyph(character=character, x=x, y=round((box.y0 + box.y1) / 2))
 
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 
 def _patches(scene: Scene, plan: SlicePlan) -> tuple[Floats, Floats, Floats, Floats]:

@@ -81,7 +81,9 @@ class Views:
     """Head -> (patches,)"""
 
     @classmethod
-    def draw(cls, processor: InfinityMMImageProcessor, *, world_seed: int, indices: range, split: world.Split) -> Views:
+    def draw(
+        cls, processor: InfinityMMImageProcessor, *, world_seed: int, indices: range, split: world.Split
+    ) -> Views:
         """Render scenes by number."""
         scenes = [world.sample_scene(world_seed=world_seed, index=i, split=split) for i in indices]
         inputs = processor.preprocess([world.render(scene) for scene in scenes], return_tensors="pt")
@@ -141,7 +143,9 @@ def train_tower(config: TowerTraining) -> dict[str, Any] | None:
     started = time.monotonic()
     for step in range(config.steps):
         first = step * config.batch_images + rank * own
-        views = Views.draw(processor, world_seed=config.world_seed, indices=range(first, first + own), split="train")
+        views = Views.draw(
+            processor, world_seed=config.world_seed, indices=range(first, first + own), split="train"
+        )
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * lr_factor(config.schedule, step, config.steps)
         losses = head_losses(*_scores(wrapped, views, accelerator))
@@ -169,7 +173,9 @@ def train_tower(config: TowerTraining) -> dict[str, Any] | None:
 
 
 @torch.inference_mode()
-def accuracy(model: Pretraining, processor: InfinityMMImageProcessor, config: TowerTraining) -> dict[str, float]:
+def accuracy(
+    model: Pretraining, processor: InfinityMMImageProcessor, config: TowerTraining
+) -> dict[str, float]:
     """Head -> share of right classes on held-out scenes, over patches that show something."""
     right, total = dict.fromkeys(HEADS, 0), dict.fromkeys(HEADS, 0)
     model.eval()
@@ -212,7 +218,12 @@ def _optimizer(model: Pretraining, config: TowerTraining) -> Muon:
         {"params": hidden, "lr": config.learning_rate, "weight_decay": config.weight_decay, "matrices": True},
         {"params": rest, "lr": config.learning_rate, "weight_decay": 0.0, "matrices": False},
     ]
-    return Muon(groups, betas=(0.9, 0.98), eps=1e-8, dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    return Muon(
+        groups,
+        betas=(0.9, 0.98),
+        eps=1e-8,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+    )
 
 
 def _log(config: TowerTraining, step: int, seconds: float, losses: dict[str, Tensor]) -> None:

@@ -24,7 +24,9 @@ def test_the_command_trains_a_tower_that_learns_and_can_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "tower.yaml"
-    config.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "out"), "shape": SHAPE, "precision": "fp32"}))
+    config.write_text(
+        yaml.safe_dump({"output_dir": str(tmp_path / "out"), "shape": SHAPE, "precision": "fp32"})
+    )
     monkeypatch.syspath_prepend(str(ROOT / "train"))
     import tower  # pyright: ignore[reportMissingImports]
 
@@ -33,10 +35,12 @@ def test_the_command_trains_a_tower_that_learns_and_can_be_loaded(
     sys.modules.pop("tower")
 
     rows = [json.loads(line) for line in (tmp_path / "out" / "training.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 13)) and rows[-1]["images"] == 48
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["images"] == 48
     assert sum(row["color"] for row in rows[-3:]) < sum(row["color"] for row in rows[:3])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["accuracy"].keys() == HEADS.keys() and metrics["training"]["images"] == 48
+    assert metrics["accuracy"].keys() == HEADS.keys()
+    assert metrics["training"]["images"] == 48
     loaded = VisionTower.from_pretrained(tmp_path / "out")
     shapes = torch.tensor([[0, 4, 4]])
     assert loaded(torch.zeros(16, 3 * 8 * 8), shapes).shape == (16, 32)

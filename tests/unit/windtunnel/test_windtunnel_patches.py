@@ -6,7 +6,15 @@ import torch
 
 from infinity_mm.vision.slicing import SliceConfig, SlicePlan, plan_slices
 from infinity_mm.windtunnel import world
-from infinity_mm.windtunnel.patch_labels import HEADS, NOTHING, POSITION_BINS, UNKNOWN, glyphs, patch_labels, regions
+from infinity_mm.windtunnel.patch_labels import (
+    HEADS,
+    NOTHING,
+    POSITION_BINS,
+    UNKNOWN,
+    glyphs,
+    patch_labels,
+    regions,
+)
 from infinity_mm.windtunnel.scene import (
     Bar,
     ChartFacts,
@@ -56,7 +64,8 @@ def test_a_slice_shows_its_part_of_the_image() -> None:
     plan = plan_slices(128, 128, SLICED)
     overview, top_left, top_right, bottom_left, bottom_right = names(one, plan, "kind")
     assert {str(name) for view in (top_left, top_right, bottom_left) for name in view.ravel()} == {"."}
-    assert "circle" in overview and set(overview[:5].ravel()) == {"."}
+    assert "circle" in overview
+    assert set(overview[:5].ravel()) == {"."}
     assert (bottom_right == "circle").sum() > 3 * (overview == "circle").sum()
 
 
@@ -71,7 +80,9 @@ def test_a_bar_tells_its_color_its_value_and_its_label() -> None:
 
 
 def test_a_word_that_no_list_holds_is_unknown_and_its_characters_are_not() -> None:
-    one = scene("document", DocumentFacts(kind="form", background="", lines=(Line(label="Code", value="4XK"),)), 96)
+    one = scene(
+        "document", DocumentFacts(kind="form", background="", lines=(Line(label="Code", value="4XK"),)), 96
+    )
     plan = plan_slices(96, 64, WHOLE)
     assert set(names(one, plan, "word")[0].ravel()) == {".", "Code", "?"}
     assert set(names(one, plan, "row")[0].ravel()) == {".", "Code"}
@@ -84,7 +95,8 @@ def test_places_count_from_the_top_left_of_each_view() -> None:
     labels = patch_labels(one, plan_slices(128, 128, SLICED))
     first = labels["x"][:64].reshape(8, 8)
     assert first.tolist() == [list(range(POSITION_BINS))] * 8
-    assert (labels["x"][64:128] == labels["x"][:64]).all() and (labels["y"][:64].reshape(8, 8) == first.T).all()
+    assert (labels["x"][64:128] == labels["x"][:64]).all()
+    assert (labels["y"][:64].reshape(8, 8) == first.T).all()
 
 
 @pytest.mark.parametrize("index", range(40))
@@ -105,4 +117,6 @@ def test_the_loss_knows_no_unknown_patches_and_weighs_empty_ones_a_tenth() -> No
     scores = {"color": torch.tensor([[0.0, 2.0], [0.0, 2.0], [9.0, -9.0]])}
     targets = {"color": torch.tensor([1, NOTHING, UNKNOWN])}
     right, wrong = 0.126928, 2.126928
-    assert head_losses(scores, targets)["color"].item() == pytest.approx((right + 0.1 * wrong) / 1.1, abs=1e-5)
+    assert head_losses(scores, targets)["color"].item() == pytest.approx(
+        (right + 0.1 * wrong) / 1.1, abs=1e-5
+    )
