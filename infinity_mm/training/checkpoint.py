@@ -157,9 +157,9 @@ def refuse_other_run(
 ) -> None:
     """Raise UserError when a run would be resumed with another configuration or other data."""
     changed = [
-        f"{key}: {state.config.get(key)!r} -> {config.get(key)!r}"
+        difference
         for key in sorted({*state.config, *config} - may_change)
-        if state.config.get(key) != config.get(key)
+        for difference in _differences(key, state.config.get(key), config.get(key))
     ]
     if not changed and state.data_fingerprint != fingerprint:
         changed = ["the data itself (fingerprint of the sources)"]
@@ -171,3 +171,18 @@ def refuse_other_run(
             fix="choose a new out_dir, or undo the change; "
             f"without a new run only these may change: {', '.join(sorted(may_change))}",
         )
+
+
+def _differences(name: str, before: Any, after: Any) -> list[str]:
+    """`a.b: 1 -> 2` for every value that differs, as deep as both sides have the same form."""
+    if before == after:
+        return []
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after})
+        return [
+            text for key in keys for text in _differences(f"{name}.{key}", before.get(key), after.get(key))
+        ]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [text for i, (old, new) in pairs for text in _differences(f"{name}[{i}]", old, new)]
+    return [f"{name}: {before!r} -> {after!r}"]

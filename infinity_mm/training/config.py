@@ -40,6 +40,9 @@ class StartConfig:
 
     path: str | None = None
     """Checkpoint folder with model and processor."""
+    max_slices: int | None = None
+    """Used with `path` only: most slices of an image from now on, 0 for the overview alone; None keeps the
+    checkpoint's."""
     build: ModelSpec | None = None
     """Sizes of a model from scratch."""
     vision_tower: str | None = None

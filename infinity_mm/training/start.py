@@ -49,7 +49,10 @@ def start_model(
             load_tower(model, Path(start.vision_tower))
         return model, processor
     assert start.path is not None
-    return load_model(Path(start.path))
+    model, processor = load_model(Path(start.path))
+    if start.max_slices is not None:
+        model.config.max_slices = processor.image_processor.max_slices = start.max_slices
+    return model, processor
 
 
 def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:

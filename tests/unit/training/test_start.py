@@ -11,6 +11,7 @@ from infinity_mm.model.build import NANO, build_vision_config
 from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.training.config import DataConfig, StartConfig, TokenizerConfig
 from infinity_mm.training.start import build_mixture, start_model
+from infinity_mm.vision.slicing import plan_slices
 
 DATA = DataConfig(
     kind="windtunnel",
@@ -54,3 +55,12 @@ def test_a_folder_without_a_tower_is_refused(tmp_path: Path) -> None:
 def test_a_tower_beside_a_checkpoint_is_refused(tower: Path) -> None:
     with pytest.raises(UserError, match="checkpoint has a tower of its own"):
         StartConfig(path="anywhere", vision_tower=str(tower))
+
+
+def test_a_checkpoint_may_go_on_without_slices(tmp_path: Path, tower: Path) -> None:
+    model, processor = start_model(start(tower), build_mixture([DATA]))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, processor = start_model(StartConfig(path=str(tmp_path), max_slices=0), build_mixture([DATA]))
+    assert model.config.slice_config() == processor.image_processor.slice_config()
+    assert plan_slices(128, 128, model.config.slice_config()).grid is None

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 from toy_run import tiny_config
 
-from infinity_mm.training.checkpoint import checkpoints, whole_folder
+from infinity_mm.data.loader import LoaderState
+from infinity_mm.errors import UserError
+from infinity_mm.training.checkpoint import TrainerState, checkpoints, refuse_other_run, whole_folder
 from infinity_mm.training.sft import train
 
 
@@ -58,3 +60,28 @@ def test_tied_weights_are_written_once_in_any_dtype(tmp_path: Path) -> None:
     tensors = load_file(result.model_dir / "model.safetensors")
     assert "lm_head.weight" not in tensors
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+def test_another_configuration_is_refused_by_naming_what_differs_and_nothing_else() -> None:
+    config = {
+        "steps": 5,
+        "seed": 0,
+        "data": [{"kind": "a", "options": {"path": "x", "n": 1}}],
+        "connector": None,
+    }
+    state = TrainerState(
+        step=3, loader=LoaderState(), total_steps=5, samples=0, tokens=0, images=0, dropped=0,
+        data_fingerprint="f", config=config,
+    )  # fmt: skip
+    other = config | {
+        "steps": 9,
+        "data": [{"kind": "a", "options": {"path": "y", "n": 1}}],
+        "connector": {"lr": 1},
+    }
+    refuse_other_run(state, config | {"steps": 9}, "f", frozenset({"steps"}))
+    with pytest.raises(UserError) as refused:
+        refuse_other_run(state, other, "f", frozenset({"steps"}))
+    first_line = str(refused.value).splitlines()[0]
+    assert first_line.endswith("connector: None -> {'lr': 1}; data[0].options.path: 'x' -> 'y'")
+    with pytest.raises(UserError, match="the data itself"):
+        refuse_other_run(state, config, "g", frozenset())
