@@ -123,7 +123,7 @@ class StudentRecipe:
 
 def train_student(data: str, out_dir: Path, recipe: StudentRecipe) -> Path:
     """Train one student on a Parquet file or folder with the shipped trainer; returns its checkpoint folder."""
-    part = GroupConfig(lr=5e-4, weight_decay=0.05)
+    part = GroupConfig(lr=1e-3, weight_decay=0.05)
     config = SftConfig(
         out_dir=out_dir,
         model=StartConfig(path=str(recipe.base)),
@@ -133,10 +133,12 @@ def train_student(data: str, out_dir: Path, recipe: StudentRecipe) -> Path:
         micro_batch_rows=8,
         window=64,
         steps=recipe.steps,
-        vision_tower=part,
+        vision_tower=GroupConfig(freeze=True),
         connector=part,
         language_model=part,
         schedule=ScheduleConfig(name="cosine", warmup_steps=recipe.steps // 10, final_ratio=0.05),
+        optimizer="muon",
+        loss_weighting="square_root",
         precision=fast_precision(),
         seed=recipe.seed,
         num_workers=1,
