@@ -140,6 +140,8 @@ def train_tower(config: TowerTraining) -> dict[str, Any] | None:
     wrapped = accelerator.prepare(model)
     processor = _processor(config.shape)
     own = config.batch_images // world_size
+    if accelerator.is_main_process:
+        _log_file(config).unlink(missing_ok=True)
     started = time.monotonic()
     for step in range(config.steps):
         first = step * config.batch_images + rank * own
@@ -231,9 +233,12 @@ def _log(config: TowerTraining, step: int, seconds: float, losses: dict[str, Ten
     images = step * config.batch_images
     row: dict[str, Any] = {"step": step, "images": images, "seconds": round(seconds, 1)}
     row |= {head: round(loss.item(), 4) for head, loss in losses.items()}
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "training.jsonl").open("a", encoding="utf-8") as file:
+    _log_file(config).parent.mkdir(parents=True, exist_ok=True)
+    with _log_file(config).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     told = "  ".join(f"{head} {loss.item():.2f}" for head, loss in losses.items())
     print(f"step {step:5d}  {images / seconds:5.1f} images/s  {told}", flush=True)
+
+
+def _log_file(config: TowerTraining) -> Path:
+    return Path(config.output_dir, "training.jsonl")
