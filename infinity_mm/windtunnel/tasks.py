@@ -18,7 +18,7 @@ from infinity_mm.data.conversation import Conversation, Message
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import canonical_json, digest, rng_for
-from infinity_mm.windtunnel import answers, captions, questions, world
+from infinity_mm.windtunnel import answers, captions, facts, questions, world
 from infinity_mm.windtunnel.questions import Question
 from infinity_mm.windtunnel.scene import Scene
 
@@ -125,6 +125,12 @@ def _caption_short(
     return prompts.render("caption_short"), captions.short(scene, rng)
 
 
+def _caption_facts(
+    scene: Scene, _q: list[Question], _i: int, prompts: PromptSet, rng: random.Random
+) -> Exchange:
+    return prompts.render("caption_facts"), facts.facts(scene, rng)
+
+
 def _answer(style: answers.Style) -> Task:
     def task(scene: Scene, asked: list[Question], i: int, prompts: PromptSet, rng: random.Random) -> Exchange:
         question = asked[i % len(asked)]
@@ -181,6 +187,7 @@ def _rewrite(scene: Scene, asked: list[Question], i: int, prompts: PromptSet, rn
 _TASKS: dict[str, Task] = {
     "caption_dense": _caption_dense,
     "caption_short": _caption_short,
+    "caption_facts": _caption_facts,
     "answer_short": _answer("short"),
     "answer_brief": _answer("brief"),
     "answer_detailed": _answer("detailed"),
