@@ -86,10 +86,10 @@ def _names(image: object) -> list[str]:
 
 def split_columns(
     row: Mapping[str, Any], *, carried: tuple[str, ...]
-) -> tuple[dict[str, str | None], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """`source`, `licence` and `provenance` as columns, and what is neither that nor `carried`."""
     meta = {key: value for key, value in row.items() if key not in carried}
-    columns: dict[str, str | None] = {"source": None, "licence": None, "provenance": None}
+    columns: dict[str, Any] = {"source": None, "licence": None, "provenance": None}
     for key, column in (("source", "source"), ("license", "licence")):
         if isinstance(meta.get(key), str):
             columns[column] = meta.pop(key)

@@ -1,6 +1,6 @@
 """Our published layout, which is a Hugging Face chat data set: Parquet with `messages` and `images`.
 
-Parquet of anyone --MessagesReader--> Row        Row --MessagesWriter--> train-00000-of-00002.parquet
+Parquet of anyone --MessagesReader--> Row        Row --MessagesWriter--> data/train-00000-of-00002.parquet
 
 The written files are what a run publishes plus the column `meta`, JSON of every field that has no column.
 """
@@ -55,6 +55,8 @@ ROW_GROUP_BYTES = 64 << 20
 """Image bytes after which a row group is closed early: readers hold whole groups in memory."""
 FILE_ROWS, FILE_BYTES = 2000, 1 << 30
 """A file is closed at the first of the two."""
+DATA_FOLDER = "data"
+"""Where the files lie in a written folder: where `datasets.load_dataset(folder)` looks first."""
 _BATCH_ROWS = 4
 _OURS = ("id", "messages", "source", "licence", "provenance", "meta")
 
@@ -313,7 +315,8 @@ class MessagesWriter:
 
     def __init__(self, folder: Path) -> None:
         self.not_carried: Counter[str] = Counter()
-        self._folder = folder
+        self._folder = folder / DATA_FOLDER
+        self._folder.mkdir()
         self._names: list[Path] = []
         self._file: pq.ParquetWriter | None = None
         self._rows: list[dict[str, Any]] = []
