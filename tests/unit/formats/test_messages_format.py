@@ -137,3 +137,13 @@ def test_rows_after_a_damaged_page_are_each_accounted_for(tmp_path: Path) -> Non
     summary = import_data("messages", tmp_path / "x.parquet", tmp_path / "in")
     assert (summary["rows"], summary["taken"]) == (40, 20)
     assert rejected(tmp_path / "in") == [(n, "unreadable_row_group") for n in range(20, 40)]
+
+
+def test_a_row_group_that_is_too_large_is_not_read_and_the_next_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MAX_GROUP_BYTES", 4000)
+    rows = [{"messages": [user(TEXT), ANSWER], "note": "x" * size} for size in (3000, 3000, 10, 10)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=2, use_dictionary=False)
+    import_data("messages", tmp_path / "x.parquet", tmp_path / "in")
+    assert rejected(tmp_path / "in") == [(0, "row_group_too_large"), (1, "row_group_too_large")]
