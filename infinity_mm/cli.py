@@ -199,7 +199,9 @@ def _print_conversion(summary: dict[str, Any], out: Path, as_json: bool) -> None
             console.print(
                 f"  {count:>8}  rows without their field `{name}`, which has no place", markup=False
             )
-        console.print(f"wrote {out}; what was rejected is in {out / REJECTED_FILE}", soft_wrap=True, markup=False)
+        console.print(
+            f"wrote {out}; what was rejected is in {out / REJECTED_FILE}", soft_wrap=True, markup=False
+        )
     if not summary["taken"]:
         raise typer.Exit(1)
 
