@@ -137,6 +137,75 @@ def teacher(
     _print_json(result) if as_json else Console().print_json(json.dumps(result))
 
 
+# formats: import and export of training data
+@app.command(name="import")
+def import_data(
+    format: Annotated[str, typer.Argument(help="llava, messages, infinity-mm or coco.")],
+    path: Annotated[
+        Path, typer.Argument(help="JSON file (llava, coco); file or folder of Parquet or tars (the others).")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder to write; it appears whole or not at all.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image names are relative to; default: that of the file.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Data set name for rows that give none.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence for rows that give none.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read training data of another format into the layout that runs publish and `train/sft.py` reads.
+
+    Every row is taken or listed in rejected.jsonl with its reason. Exits with 1 if no row could be taken.
+    """
+    from infinity_mm.formats.convert import import_data
+
+    with _console(as_json).status(f"reading {path}"):
+        summary = import_data(format, path, out, images=images, source=source, licence=licence)
+    _print_conversion(summary, out, as_json)
+
+
+@app.command(name="export")
+def export_data(
+    run_or_folder: Annotated[Path, typer.Argument(help="A finished run, or a folder that `import` wrote.")],
+    to: Annotated[str, typer.Option(help="messages, llava, infinity-mm, swift or llamafactory.")],
+    out: Annotated[Path, typer.Option(help="New folder to write; it appears whole or not at all.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write published or imported rows in the format of another tool; image bytes stay as they are.
+
+    Rows that the format cannot hold are listed in rejected.jsonl. Exits with 1 if no row could be written.
+    """
+    from infinity_mm.formats.convert import export_data
+
+    with _console(as_json).status(f"reading {run_or_folder}"):
+        summary = export_data(run_or_folder, to, out)
+    _print_conversion(summary, out, as_json)
+
+
+def _print_conversion(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    from infinity_mm.formats.convert import REJECTED_FILE
+
+    if as_json:
+        _print_json(summary | {"out": str(out)})
+    else:
+        console = Console(highlight=False)
+        console.print(
+            f"{summary['rows']} rows in {summary['read']}: {summary['taken']} written as {summary['written']} "
+            f"({summary['text_only']} of text only, {summary['multi_image']} with several images), "
+            f"{summary['rejected']} rejected"
+        )
+        for reason, count in summary["reasons"].items():
+            console.print(f"  {count:>8}  {reason}")
+        for name, count in summary["not_carried"].items():
+            console.print(
+                f"  {count:>8}  rows without their field `{name}`, which has no place", markup=False
+            )
+        console.print(
+            f"wrote {out}; what was rejected is in {out / REJECTED_FILE}", soft_wrap=True, markup=False
+        )
+    if not summary["taken"]:
+        raise typer.Exit(1)
+
+
 def _console(as_json: bool) -> Console:
     """With `--json`, standard output holds the JSON alone and progress goes to standard error."""
     return Console(stderr=as_json)

@@ -104,6 +104,15 @@ class Run:
             )
         return manifest.read_object(self.run_dir, entry.objects[f"file/{name}"])
 
+    def committed_files(self, pass_name: str) -> list[tuple[str, str]]:
+        """Return (name, path inside the run directory) of all `files` of a committed pass, by name."""
+        return sorted(
+            (kind.removeprefix("file/"), stored.path)
+            for entry in self._entries(pass_name)
+            for kind, stored in entry.objects.items()
+            if kind.startswith("file/")
+        )
+
     def ledger(self, pass_name: str) -> Iterator[Line]:
         """Yield the ledger of a committed pass."""
         for entry in self._entries(pass_name):

@@ -10,6 +10,10 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import fsspec
@@ -100,6 +104,23 @@ def remove(url: str) -> None:
     fs, path = open_fs(url)
     with contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `target` at the end, or leaves it as it was on any error."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if target.exists():
+        old = target.with_name(f"{target.name}.old.partial")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+        os.replace(partial, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, target)
 
 
 def _write_partial(path: str, data: bytes) -> str:
