@@ -92,15 +92,20 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    pictures: Annotated[int, typer.Option(help="Pictures on the page.", min=0)] = 60,
+    run: Annotated[str, typer.Argument(help="A run directory, finished or not.")],
+    samples: Annotated[int, typer.Option(help="Most samples in one section of the page.", min=2)] = 48,
+    seed: Annotated[int, typer.Option(help="Decides which samples are shown.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write `report/index.html` of a run: the funnel, the figures and a sample of pictures."""
-    from infinity_mm.report.run_report import write_report
+    """Write `report/index.html` of a run: the funnel, the figures, and pictures with what was made of them."""
+    from infinity_mm.report.run_report import ReportConfig, write_report
 
-    path = write_report(run, num_pictures=pictures)
-    _print_json({"report": str(path)}) if as_json else Console().print(f"wrote {path}")
+    written = write_report(run, ReportConfig(per_section=samples, seed=seed))
+    if as_json:
+        _print_json(written.to_plain())
+    else:
+        size = f"{written.bytes / 1e6:.1f} MB, {written.rows} samples, {written.pictures} pictures"
+        Console().print(f"wrote {written.path} ({size})", highlight=False, markup=False, soft_wrap=True)
 
 
 @windtunnel.command()
