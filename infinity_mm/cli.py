@@ -108,6 +108,31 @@ def report(
         Console().print(f"wrote {written.path} ({size})", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def trace(
+    run: Annotated[str, typer.Argument(help="A run directory, finished or not.")],
+    sample: Annotated[str, typer.Argument(help="Id of a sample, or the beginning of its image's id.")] = "",
+    image: Annotated[str, typer.Option(help="SHA-256 of an image, or the beginning of it.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Say where a sample or an image comes from, which calls made it, and what became of it and why."""
+    from infinity_mm.report.trace import trace_image, trace_sample
+    from infinity_mm.report.trace_print import print_image, print_sample
+    from infinity_mm.runtime.run import Run
+
+    if bool(sample) == bool(image):
+        raise explain(
+            what="trace needs a sample id or an image, and not both",
+            where="infinity-mm trace",
+            fix="infinity-mm trace RUN SAMPLE_ID, or infinity-mm trace RUN --image SHA256",
+        )
+    found = trace_image(Run(run), image) if image else trace_sample(Run(run), sample)
+    if as_json:
+        _print_json(found)
+    else:
+        (print_image if image else print_sample)(found, Console())
+
+
 @windtunnel.command()
 def gallery(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/gallery.html"),

@@ -35,7 +35,9 @@ def bar_table(
     heading: str, caption: str, table: Mapping[str, Mapping[str, int]], fates: Sequence[str], *, most: int
 ) -> str:
     """Names with their counts by fate, most first; beyond `most` names the rest is one row."""
-    rows = sorted(((sum(row.values()), name, row) for name, row in table.items()), key=lambda r: (-r[0], r[1]))
+    rows = sorted(
+        ((sum(row.values()), name, row) for name, row in table.items()), key=lambda r: (-r[0], r[1])
+    )
     rest = rows[most:]
     if rest:
         together = {fate: sum(row.get(fate, 0) for _, _, row in rest) for fate in fates}
@@ -57,7 +59,11 @@ def bar_table(
 
 
 def columns(
-    heading: str, caption: str, labels: Sequence[str], table: Mapping[str, Sequence[int]], fates: Sequence[str]
+    heading: str,
+    caption: str,
+    labels: Sequence[str],
+    table: Mapping[str, Sequence[int]],
+    fates: Sequence[str],
 ) -> str:
     """Columns over bins, stacked by fate; the same numbers follow as a table that opens."""
     totals = [sum(table[fate][i] for fate in fates if fate in table) for i in range(len(labels))]

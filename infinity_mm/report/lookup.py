@@ -1,6 +1,6 @@
 """Questions to a committed run by id: which passes, which ledger lines, which samples, one unit in memory at a time.
 
-    run --chain--> passes in order --ids--> ledger lines, samples, file names of images
+run --chain--> passes in order --ids--> ledger lines, samples, file names of images
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from infinity_mm.errors import explain
@@ -23,6 +23,8 @@ from infinity_mm.storage import files
 from infinity_mm.storage.manifest import Entry, Manifest, entries, read_object
 from infinity_mm.storage.shards import read_jsonl
 
+pc: Any = pyarrow.compute
+"""Its functions are made when it is imported, which type checkers do not see."""
 _LEDGER_COLUMNS = ["id", "pass", "stage", "fate", "reason", "into", "came_in", "elsewhere"]
 
 

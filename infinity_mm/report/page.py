@@ -124,9 +124,7 @@ def _gallery(gallery: Gallery) -> str:
         options = "".join(
             f'<option value="{escape(value)}">{escape(value)}</option>' for value in gallery.options[id_]
         )
-        return (
-            f'<label>{label}<select id="{id_}"><option value="">all</option>{options}</select></label>'
-        )
+        return f'<label>{label}<select id="{id_}"><option value="">all</option>{options}</select></label>'
 
     def bound(id_: str, label: str) -> str:
         return f'<label class="narrow">{label}<input id="{id_}" type="number" min="1" max="10" step="0.5"></label>'
@@ -156,7 +154,8 @@ def _dialog() -> str:
         '<dialog id="dialog" aria-labelledby="shown-title"><div class="bar-buttons"><span id="place"></span>'
         '<button type="button" id="previous" aria-keyshortcuts="ArrowLeft">← Previous</button>'
         '<button type="button" id="next" aria-keyshortcuts="ArrowRight">Next →</button>'
-        '<button type="button" id="close" aria-keyshortcuts="Escape">Close</button></div><div id="shown"></div></dialog>'
+        '<button type="button" id="close" aria-keyshortcuts="Escape">Close</button></div>'
+        '<div id="shown"></div></dialog>'
     )
 
 

@@ -161,7 +161,9 @@ class _Shelf:
             pools = {key: pool for key, pool in found.by_reason.items() if key[0] == name}
             rows = _round_robin([list(pool) for _, pool in sorted(pools.items())], 2 * per)
             seen = sum(pool.seen for pool in pools.values())
-            about = f"{len(rows)} of {seen:,} {what}, taken in turn from each of {len(pools)} stages and reasons."
+            about = (
+                f"{len(rows)} of {seen:,} {what}, taken in turn from each of {len(pools)} stages and reasons."
+            )
             self._section(name, name.capitalize(), about, [([row], "") for row in rows])
         self._repeats()
         if not self.sections:
@@ -259,8 +261,12 @@ class _Shelf:
                 places, pictures = [], []
                 for id_, fate in ((row["id"], "dropped"), (row["into"], "kept")):
                     if id_ in samples:
-                        why = {"stage": stage, "reason": f"repeats {row['into']}"} if fate == "dropped" else {}
-                        place = self._add(self._conversation(samples[id_], fate, why, f"{row['pass']} (repeats)"))
+                        why = (
+                            {"stage": stage, "reason": f"repeats {row['into']}"} if fate == "dropped" else {}
+                        )
+                        place = self._add(
+                            self._conversation(samples[id_], fate, why, f"{row['pass']} (repeats)")
+                        )
                         if place is not None:
                             places.append(place)
                             pictures.append(self.rows[place]["image"])
@@ -366,7 +372,8 @@ def _funnel(rows: Sequence[StageRow]) -> str:
     return (
         f'<div class="box">{charts.key(STAGE_FATES)}<table class="funnel"><caption>Every sample has exactly one fate '
         "in every stage it meets. A stage that expands makes questions of images, or one pair per answer style of "
-        'questions; merging makes conversations of pairs. Reasons lead to examples.</caption><thead><tr><th scope="col">'
+        "questions; merging makes conversations of pairs. Reasons lead to examples.</caption>"
+        '<thead><tr><th scope="col">'
         'stage</th><th scope="col" class="num">came in</th><td class="bar"></td><th scope="col">how it went on or ended'
         f"</th></tr></thead><tbody>{body}</tbody></table></div>"
     )
@@ -398,24 +405,26 @@ def _reason(stage: str, fate: str, reason: str, number: int) -> str:
 def _charts(found: Scan) -> str:
     counts = found.counts
     edges = [f"{int(1 + i / 2)}" if i % 2 == 0 else "" for i in range(SCORE_BINS)]
-    lengths = [f"{edge:,}+" for edge in LENGTH_EDGES]
+    lengths = [f"{edge}+" if edge < 1024 else f"{edge // 1024}k+" for edge in LENGTH_EDGES]
     what = "all questions and pairs of the run"
     parts = [
         charts.bar_table("Instruction types", f"{what}, by type", counts.types, FATES, most=_MOST_NAMES),
         charts.columns("Scores", "judged pairs per half point, by fate", edges, counts.scores, FATES),
         charts.columns("Length of answers", "characters", lengths, {"kept": counts.answer_chars}, ["kept"]),
-        charts.columns("Length of questions", "characters", lengths, {"kept": counts.question_chars}, ["kept"]),
+        charts.columns(
+            "Length of questions", "characters", lengths, {"kept": counts.question_chars}, ["kept"]
+        ),
         charts.bar_table("Answer styles", f"{what} that have one", counts.styles, FATES, most=_MOST_NAMES),
         charts.bar_table(
             "Languages, guessed",
-            "by the script of the answer's letters alone: Latin may be English or Spanish, Cyrillic Russian or Bulgarian",
+            "by the script of the answer's letters alone: Latin may be English or Spanish",
             counts.scripts,
             FATES,
             most=_MOST_NAMES,
         ),
         charts.bar_table("Sources and licences", what, counts.sources, FATES, most=_MOST_NAMES),
     ]
-    return f'{charts.key(FATES)}<div class="grid">{"".join(parts)}</div>'
+    return f'{charts.key(FATES)}<div class="charts">{"".join(parts)}</div>'
 
 
 def _tables(found: Scan) -> list[tuple[str, str, list[list[Any]]]]:

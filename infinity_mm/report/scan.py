@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from infinity_mm.report.lookup import column, committed_passes, image_id, run_json
+from infinity_mm.report.lookup import column, committed_passes, image_id, pc, run_json
 from infinity_mm.report.pools import Smallest, draw
 from infinity_mm.report.text import clip, script_of, word_diff
 from infinity_mm.runtime.ledger import fate_counts

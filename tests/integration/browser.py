@@ -72,7 +72,9 @@ class Browser:
 
     async def ask(self, expression: str) -> Any:
         """The value of an expression in the page; what it raises is raised here."""
-        said = await self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        said = await self.send(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
