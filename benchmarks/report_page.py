@@ -18,11 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -127,7 +126,7 @@ class MadeUpRead:
     def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
         return _open(run, self._work)
 
-    def _work(self, run: Run, unit: Unit) -> UnitResult:
+    def _work(self, run: Run, unit: Unit, _journal: Journal) -> UnitResult:
         outcomes: list[Outcome] = []
         rows, items = [], []
         for number in range(*unit.payload):
@@ -189,8 +188,7 @@ class MadeUpJourneys:
     def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
         return _open(run, self._work)
 
-    def _work(self, run: Run, unit: Unit) -> UnitResult:
-        journal = run.journal(f"u{unit.id}")
+    def _work(self, run: Run, unit: Unit, journal: Journal) -> UnitResult:
         images = run.unit_samples(self.after, unit.id)
         results = [made_of(image, journal) for image in images]
         journal.sync()
@@ -350,10 +348,12 @@ def picture(seed: int) -> bytes:
 
 
 @asynccontextmanager
-async def _open(run: Run, work: Any) -> AsyncIterator[PassWorker]:
+async def _open(run: Run, work: Callable[[Run, Unit, Journal], UnitResult]) -> AsyncIterator[PassWorker]:
+    journal = run.journal("made-up")
+
     class Worker:
         async def run(self, unit: Unit) -> UnitResult:
-            return work(run, unit)
+            return work(run, unit, journal)
 
     yield Worker()
 

@@ -65,7 +65,7 @@
   function card(item, keep) {
     const list = item.rows.filter(keep);
     if (!list.length) return null;
-    const pics = item.images || [rows[item.rows[0]].image];
+    const pics = item.images;
     return el("article", { class: pics.length > 1 ? "card pair" : "card" },
       el("div", { class: "pics" }, ...pics.map((index) => picture(index, "pic"))),
       item.note ? el("p", { class: "note" }, words(item.note)) : null,

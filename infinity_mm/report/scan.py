@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from infinity_mm.errors import explain
 from infinity_mm.report.lookup import column, committed_passes, image_id, pc, run_json
 from infinity_mm.report.pools import Smallest, draw
 from infinity_mm.report.text import clip, script_of, word_diff
@@ -140,15 +141,40 @@ class Scan:
     sections: Sections
 
 
-def scan(run: Run, *, seed: int, per_section: int, text_chars: int) -> Scan:
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What is shown of a run."""
+
+    seed: int = 0
+    """Decides which samples are on the page; the same run and seed give the same ones."""
+    per_section: int = 48
+    """Most samples in one section."""
+    thumbnail_px: int = 288
+    """Longest side of a picture."""
+    text_chars: int = 2000
+    """Longest text; a longer one is cut, and says so."""
+
+    def __post_init__(self) -> None:
+        if self.per_section < 2 or self.thumbnail_px < 16 or self.text_chars < 50:
+            raise explain(
+                what=f"per_section={self.per_section}, thumbnail_px={self.thumbnail_px}, "
+                f"text_chars={self.text_chars}",
+                where="infinity-mm report",
+                fix="use at least 2 samples, 16 px and 50 characters",
+            )
+
+
+def scan(run: Run, config: ReportConfig) -> Scan:
     """Read every committed unit once, one at a time; raises `UserError` if nothing is committed."""
     passes = committed_passes(run)
     started = run_json(run)
     counts = Counts()
     sections = Sections(
-        pictures=Smallest(max(1, per_section // 2)), best=Smallest(per_section), worst=Smallest(per_section)
+        pictures=Smallest(max(1, config.per_section // 2)),
+        best=Smallest(config.per_section),
+        worst=Smallest(config.per_section),
     )
-    reader = _Reader(seed, per_section, text_chars, counts, sections)
+    reader = _Reader(config.seed, config.per_section, config.text_chars, counts, sections)
     for manifest in passes:
         for entry in entries(run.run_dir, manifest):
             if f"file/{PAIRS_FILE}" in entry.objects:
