@@ -5,7 +5,6 @@ Scan.sections --fill--> rows, sections --gallery--> + file names, thumbnails, wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,12 @@ from infinity_mm.record import ImageRef, Sample
 from infinity_mm.report.lookup import files_of_images, image_id, item_keys, ledger_lines, samples_by_id
 from infinity_mm.report.page import Gallery
 from infinity_mm.report.scan import FATES, ReportConfig, Scan, page_row, plain
-from infinity_mm.report.text import clip
+from infinity_mm.report.text import clip, json_block
 from infinity_mm.report.thumbs import Thumbnail, Thumbnails
 from infinity_mm.runtime.run import Run
 
 _ROW_BYTES = 6_000_000
-"""Of all rows together, as UTF-8 before escaping."""
+"""Of all rows together, as they stand on the page."""
 _SHARES = {"random": 0.3, "repeats": 0.1}
 """Share of the bytes that a section may take, besides what those before it left; others take `_SHARE`."""
 _SHARE = 0.12
@@ -173,7 +172,7 @@ class Shelf:
         key = (row["id"], row["pass"])
         if key in self._rows:
             return self._rows[key]
-        size = len(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        size = len(json_block(row).encode("utf-8", "surrogatepass"))
         if self._bytes + size > self._limit:
             self.rows_left_out += 1
             return None
