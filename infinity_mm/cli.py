@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infinity_mm.errors import UserError, explain
 
@@ -197,5 +198,6 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        text = f"[bold red]error:[/] {escape(str(error))}"  # what a person or a file is called is no markup
+        Console(stderr=True).print(text, highlight=False, markup=True)
         sys.exit(2)

@@ -334,6 +334,7 @@ def page_row(
         return "" if value is None else clip(value, most)
 
     answer, previous = sample.get("answer"), sample.get("previous") or ()
+    said = conversation_text(sample.get("turns") or ()) if answer is None else answer
     row: dict[str, Any] = {
         "id": text(sample["id"], 200),
         "fate": fate,
@@ -345,8 +346,8 @@ def page_row(
         "type": text(sample.get("instruction_type"), 200),
         "style": text(sample.get("style"), 40),
         "question": text(sample.get("question")),
-        "answer": text(answer),
-        "script": script_of(answer or sample.get("question") or ""),
+        "answer": text(said),
+        "script": script_of(said or sample.get("question") or ""),
         "score": _round(last_score(sample)),
         "judgedNow": sample.get("score") is not None,
         "judged": _judged(sample.get("score")),
@@ -369,6 +370,13 @@ def page_row(
             "diff": word_diff(text(first), text(answer)),
         }
     return row
+
+
+def conversation_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as one text, a line per turn."""
+    return "\n".join(
+        f"{turn['role']}: {''.join(part.get('text', '') for part in turn['content'])}" for turn in turns
+    )
 
 
 def _judged(score: Mapping[str, Any] | None) -> str:

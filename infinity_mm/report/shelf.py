@@ -230,8 +230,7 @@ class Shelf:
         why = {**why, **dict(zip(("source", "key"), key))}
         fate = "merged" if why.get("reason") else "kept"
         chars = self._config.text_chars
-        row = page_row(plain(sample.to_json()), fate, why, f"{pass_name} (repeats)", text_chars=chars)
-        return row | {"answer": clip("\n".join(f"{turn.role}: {turn.text}" for turn in sample.turns), chars)}
+        return page_row(plain(sample.to_json()), fate, why, f"{pass_name} (repeats)", text_chars=chars)
 
 
 def where_it_went(run: Run, found: Scan, ids: Sequence[str]) -> dict[str, str]:

@@ -97,7 +97,7 @@ class Browser:
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Browser]:
     assert CHROMIUM is not None
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # its children die a little later
         process = await asyncio.create_subprocess_exec(
             CHROMIUM,
             *FLAGS,
