@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infinity_mm.errors import UserError, explain
 
@@ -92,15 +93,45 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    pictures: Annotated[int, typer.Option(help="Pictures on the page.", min=0)] = 60,
+    run: Annotated[str, typer.Argument(help="A run directory, finished or not.")],
+    samples: Annotated[int, typer.Option(help="Most samples in one section of the page.", min=2)] = 48,
+    seed: Annotated[int, typer.Option(help="Decides which samples are shown.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write `report/index.html` of a run: the funnel, the figures and a sample of pictures."""
-    from infinity_mm.report.run_report import write_report
+    """Write `report/index.html` of a run: the funnel, the figures, and pictures with what was made of them."""
+    from infinity_mm.report.run_report import ReportConfig, write_report
 
-    path = write_report(run, num_pictures=pictures)
-    _print_json({"report": str(path)}) if as_json else Console().print(f"wrote {path}")
+    written = write_report(run, ReportConfig(per_section=samples, seed=seed))
+    if as_json:
+        _print_json(written.to_plain())
+    else:
+        size = f"{written.bytes / 1e6:.1f} MB, {written.rows} samples, {written.pictures} pictures"
+        Console().print(f"wrote {written.path} ({size})", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def trace(
+    run: Annotated[str, typer.Argument(help="A run directory, finished or not.")],
+    sample: Annotated[str, typer.Argument(help="Id of a sample, or the beginning of its image's id.")] = "",
+    image: Annotated[str, typer.Option(help="SHA-256 of an image, or the beginning of it.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Say where a sample or an image comes from, which calls made it, and what became of it and why."""
+    from infinity_mm.report.trace import trace_image, trace_sample
+    from infinity_mm.report.trace_print import print_image, print_sample
+    from infinity_mm.runtime.run import Run
+
+    if bool(sample) == bool(image):
+        raise explain(
+            what="trace needs a sample id or an image, and not both",
+            where="infinity-mm trace",
+            fix="infinity-mm trace RUN SAMPLE_ID, or infinity-mm trace RUN --image SHA256",
+        )
+    found = trace_image(Run(run), image) if image else trace_sample(Run(run), sample)
+    if as_json:
+        _print_json(found)
+    else:
+        (print_image if image else print_sample)(found, Console())
 
 
 @windtunnel.command()
@@ -236,5 +267,6 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        text = f"[bold red]error:[/] {escape(str(error))}"  # what a person or a file is called is no markup
+        Console(stderr=True).print(text, highlight=False, markup=True)
         sys.exit(2)

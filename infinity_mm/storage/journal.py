@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast, final, runtime_checkable
 
@@ -130,6 +130,27 @@ class Journal:
         """Numbers grow with time, so that an earlier segment is an earlier name; ties are broken by name."""
         numbers = [int(name.partition("-")[0]) for name in self._store.sizes()]
         return f"{max(numbers, default=0) + 1:08d}-{self._worker}-{secrets.token_hex(4)}"
+
+
+def find_entries(directory: str, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The values recorded for some keys, by the same rule as `Journal`, one segment in memory at a time.
+
+    Key -> value; keys without a line are left out. Raises `UserError` for a damaged line of one of the keys.
+    """
+    store = _open_segments(directory)
+    wanted = {canonical_json(key).encode(): key for key in keys}
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted(store.sizes()):
+        complete, _, _torn = store.read(name, 0).rpartition(b"\n")
+        for number, line in enumerate(complete.split(b"\n"), start=1):
+            if not line.startswith(b'"key":', _BODY):
+                continue
+            start = _BODY + len(b'"key":')
+            key = wanted.get(line[start : line.find(b'"', start + 1) + 1])
+            if key is not None and key not in found:
+                _checked_key(line, where=f"{store.path(name)}, line {number}")
+                found[key] = _decode(line)["value"]
+    return found
 
 
 @runtime_checkable
