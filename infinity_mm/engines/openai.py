@@ -88,7 +88,7 @@ class OpenAISpec:
             raise need("aiohttp", extra="synth", purpose="asking a model server")
         import aiohttp
 
-        key = _api_key(self.api_key_env)
+        key = api_key(self.api_key_env)
         async with aiohttp.ClientSession(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
@@ -209,7 +209,8 @@ class OpenAIEngine:
         return Failure(reason=failure.reason, detail=detail, retryable=failure.retryable)
 
 
-def _api_key(variable: str | None) -> str | None:
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable, None for None; raises `UserError` if the variable is empty."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
