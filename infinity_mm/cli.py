@@ -103,6 +103,59 @@ def report(
     _print_json({"report": str(path)}) if as_json else Console().print(f"wrote {path}")
 
 
+@app.command(name="try")
+def try_(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns in quotes.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server, as in http://localhost:8000/v1.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Its name on the server; without --endpoint nano-teacher (drawn pictures only), a folder or a Hub id."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Most pictures to work.", min=1, max=1000)] = 20,
+    questions: Annotated[int, typer.Option(help="Kinds of question for each picture.", min=1, max=10)] = 3,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            help="open_clip model that tags pictures, so that questions fit them, as in ViT-B-32/laion2b_s34b_b79k "
+            "(downloads 600 MB once). Default: no tags, kinds of question that fit any picture."
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for page and run; default: one below runs/try for this very command.")
+    ] = None,
+    open_page: Annotated[
+        bool | None, typer.Option("--open/--no-open", help="Show the page in a browser; default: in a terminal.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Try the synthesis on some of your own pictures: one page of what is kept, repaired and dropped, and why.
+
+    The same command again goes on where it was; with a larger --n it goes further.
+    """
+    from infinity_mm.trial.show import run_and_show
+
+    code = run_and_show(
+        images,
+        endpoint=endpoint,
+        model=model,
+        num_pictures=n,
+        questions_per_image=questions,
+        tagger=tagger,
+        api_key_env=api_key_env,
+        out=out,
+        open_page=open_page,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
 @windtunnel.command()
 def gallery(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/gallery.html"),
@@ -167,5 +220,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        console = Console(stderr=True)
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)  # it may hold [brackets]
         sys.exit(2)

@@ -115,6 +115,12 @@ async def list_models(endpoint: str, *, api_key_env: str | None = None) -> Listi
             where="--endpoint",
             fix=f"write --endpoint http://{endpoint.rpartition('://')[2]}",
         )
+    if "@" in urlsplit(endpoint).netloc or urlsplit(endpoint).query:
+        raise explain(
+            what="the address holds a user name, a password or a query, and would be written to files",
+            where="--endpoint",
+            fix=f"write --endpoint {without_credentials(endpoint)}, and give a key by --api-key-env",
+        )
     base = endpoint.rstrip("/").removesuffix("/chat/completions")
     key = api_key(api_key_env)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
