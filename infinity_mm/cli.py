@@ -128,10 +128,12 @@ def try_(
         str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder for page and run; default: one below runs/try for this very command.")
+        str | None,
+        typer.Option(help="Folder for page and run; default: one below runs/try for this very command."),
     ] = None,
     open_page: Annotated[
-        bool | None, typer.Option("--open/--no-open", help="Show the page in a browser; default: in a terminal.")
+        bool | None,
+        typer.Option("--open/--no-open", help="Show the page in a browser; default: in a terminal."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -154,6 +156,45 @@ def try_(
         as_json=as_json,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("synth.yaml"),
+    images: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of your images; without it drawn pictures and nano-teacher."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server; default with --images: http://localhost:8000/v1."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The teacher's name on the server, a folder or a Hub id.")
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(help="open_clip model that tags pictures, or `none` for no tags and no download."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a first configuration for pipelines/synth.py, with every key explained."""
+    from infinity_mm.trial.starter import Starter, next_steps, write_starter
+
+    starter = Starter(
+        path=path, images=images, endpoint=endpoint, model=model, tagger=tagger, api_key_env=api_key_env
+    )
+    config = write_starter(starter, force=force)
+    steps = list(next_steps(starter))
+    if as_json:
+        _print_json({"config": str(path), "run_dir": config.run_dir, "next_commands": steps})
+    else:
+        lines = "\n".join(f"  {step}" for step in steps)
+        Console().print(f"wrote {path}; next:\n{lines}", highlight=False, markup=False, soft_wrap=True)
 
 
 @windtunnel.command()

@@ -266,4 +266,3 @@ def funnel(pictures: list[Picture], stages: tuple[str, ...] = JourneyConfig.stag
         dropped=dropped,
         failed=failed,
     )
-

@@ -85,7 +85,9 @@ def choose_model(listing: Listing, model: str | None) -> str:
     known = ", ".join(models[:12]) + (f" and {len(models) - 12} more" if len(models) > 12 else "")
     if model is None:
         raise explain(
-            what=f"the server has {len(models)} models", where=f"{url}/models", fix=f"--model, one of: {known}"
+            what=f"the server has {len(models)} models",
+            where=f"{url}/models",
+            fix=f"--model, one of: {known}",
         )
     near = _nearest(model, models)
     raise explain(
@@ -171,10 +173,12 @@ def _unreachable(url: str, error: BaseException) -> UserError:
 
 def _unauthorised(url: str, status: int, api_key_env: str | None) -> UserError:
     given = f"the key in {api_key_env}" if api_key_env else "a call without a key"
-    fix = "check the key" if api_key_env else "export YOUR_KEY=... and add --api-key-env YOUR_KEY (the variable's name)"
-    return explain(
-        what=f"the server refuses {given}, HTTP {status}", where=without_credentials(url), fix=fix
+    fix = (
+        "check the key"
+        if api_key_env
+        else "export YOUR_KEY=... and add --api-key-env YOUR_KEY (the variable's name)"
     )
+    return explain(what=f"the server refuses {given}, HTTP {status}", where=without_credentials(url), fix=fix)
 
 
 async def _check(endpoint: str, model: str | None, api_key_env: str | None) -> Served:
@@ -189,12 +193,16 @@ async def _check(endpoint: str, model: str | None, api_key_env: str | None) -> S
         extra = NO_THINKING
         answer = await _probe(listing.base_url, name, api_key_env, extra)
         if isinstance(answer, Reply):
-            notes.append("The model reasons before it answers; its reasoning was switched off (enable_thinking).")
+            notes.append(
+                "The model reasons before it answers; its reasoning was switched off (enable_thinking)."
+            )
     if isinstance(answer, Failure):
         raise _no_vision(answer, listing.base_url, name, api_key_env)
     if _PROBE_COLOR not in answer.text.casefold():
         said = " ".join(answer.text.split())[:80]
-        notes.append(f"Shown a red square and asked for its color, the model said “{said}”: does it see images?")
+        notes.append(
+            f"Shown a red square and asked for its color, the model said “{said}”: does it see images?"
+        )
     return Served(base_url=listing.base_url, model=name, extra_body=extra, notes=tuple(notes))
 
 
@@ -214,9 +222,7 @@ async def _probe(url: str, model: str, api_key_env: str | None, extra: dict[str,
         max_backoff_s=5.0,
         extra_body=extra,
     )
-    request = Request(
-        turns=(Turn("user", (ImageSlot(0), Text(_PROBE))),), images=(image,), max_new_tokens=16
-    )
+    request = Request(turns=(Turn("user", (ImageSlot(0), Text(_PROBE))),), images=(image,), max_new_tokens=16)
     async with spec.open(images) as engine:
         (answer,) = await engine.generate([request])
     return answer

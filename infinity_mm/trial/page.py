@@ -19,7 +19,16 @@ from importlib import resources
 
 from PIL import Image
 
-from infinity_mm.trial.collect import DROPPED, FAILED, KEPT, REPAIRED, AnswerView, Funnel, Picture, QuestionView
+from infinity_mm.trial.collect import (
+    DROPPED,
+    FAILED,
+    KEPT,
+    REPAIRED,
+    AnswerView,
+    Funnel,
+    Picture,
+    QuestionView,
+)
 from infinity_mm.trial.inputs import Given
 from infinity_mm.trial.words import STAGES, in_words
 from infinity_mm.vision.images import BadImage, decode_image
@@ -122,7 +131,9 @@ def _bars(steps: Sequence[tuple[str, int, str]]) -> str:
 
 def _legend(facts: PageFacts) -> str:
     repair = (
-        f"; from {facts.rewrite_at:g} it is repaired once and judged again" if facts.rewrite_at is not None else ""
+        f"; from {facts.rewrite_at:g} it is repaired once and judged again"
+        if facts.rewrite_at is not None
+        else ""
     )
     boxes = "".join(
         f"<label class={fate}><input type=checkbox id=show-{fate} checked>{_LABELS[fate]}</label>"
@@ -139,7 +150,7 @@ def _card(shown: Shown, side_px: int) -> str:
     names = ", ".join(os.path.basename(path) for path in shown.paths) or picture.image.sha256[:12]
     tags = f"<p class=tags>{escape(', '.join(picture.tags))}</p>" if picture.tags else ""
     if picture.end is not None:
-        body = f"<p class=ended>{escape(_why(picture.end.stage, picture.end.reason))}</p>"
+        body = f"<p class=ended>{escape(in_words(picture.end.reason))}</p>"
     elif not picture.is_worked:
         body = "<p class=ended>Not worked yet: the trial stopped before it. The same command goes on.</p>"
     else:
@@ -155,11 +166,15 @@ def _question(question: QuestionView) -> str:
     kind = escape(question.type.rpartition("/")[2].replace("_", " "))
     if question.end is not None:
         fate = FAILED if question.end.is_failure else DROPPED
-        said = f"<span class=said>{_folded(escape(question.text), question.text)}</span>" if question.text else ""
+        said = (
+            f"<span class=said>{_folded(escape(question.text), question.text)}</span>"
+            if question.text
+            else ""
+        )
         return (
             f"<div class='question ended {fate}'><p class=q><span class=kind title='{escape(question.type)}'>{kind}"
-            f"</span>{said}</p><p class=m><b class='fate {fate}'>{_LABELS[fate]}</b> "
-            f"{escape(_why(question.end.stage, question.end.reason))}{_error(question.end.error)}</p></div>"
+            f"</span>{said}</p><p class=m><b class='fate {fate}'>{_LABELS[fate]}</b>"
+            f" · {escape(in_words(question.end.reason))}{_error(question.end.error)}</p></div>"
         )
     answers = "".join(_answer(answer) for answer in question.answers)
     fates = " ".join(sorted({f"has-{answer.fate}" for answer in question.answers}))
@@ -172,10 +187,10 @@ def _question(question: QuestionView) -> str:
 def _answer(answer: AnswerView) -> str:
     score = "" if answer.score is None else f"<b class=score>{answer.score:.3g}</b>"
     if answer.score_before is not None and answer.before is not None:
-        score = f"<s class=score>{answer.score_before:.3g}</s>{score}"
+        score = f"<span class=score>{answer.score_before:.3g}</span>" + (f"→ {score}" if score else "")
     reason = ""
     if answer.end is not None:
-        reason = f" {escape(_why(answer.end.stage, answer.end.reason))}{_error(answer.end.error)}"
+        reason = f" · {escape(in_words(answer.end.reason))}{_error(answer.end.error)}"
     text = _diff(answer.before, answer.text) if answer.before is not None else escape(answer.text)
     shown = _folded(text, answer.text) if answer.text or answer.before else "<i>no text</i>"
     return (
@@ -200,12 +215,11 @@ def _diff(before: str, after: str) -> str:
             parts.append(escape("".join(new[c:d])))
         else:
             gone, come = "".join(old[a:b]), "".join(new[c:d])
-            parts.append((f"<del>{escape(gone)}</del>" if gone else "") + (f"<ins>{escape(come)}</ins>" if come else ""))
+            parts.append(
+                (f"<del>{escape(gone)}</del>" if gone else "")
+                + (f"<ins>{escape(come)}</ins>" if come else "")
+            )
     return "".join(parts)
-
-
-def _why(stage: str, reason: str) -> str:
-    return f"{STAGES.get(stage, stage)}: {in_words(reason)}"
 
 
 def _error(error: str) -> str:
@@ -254,7 +268,11 @@ def _reasons(counts: Funnel) -> str:
         for stage, reasons in found.items()
         for reason, number in sorted(reasons.items(), key=lambda item: -item[1])
     )
-    return f"<section class=box><h2>Why questions and answers ended</h2><table>{rows}</table></section>" if rows else ""
+    return (
+        f"<section class=box><h2>Why questions and answers ended</h2><table>{rows}</table></section>"
+        if rows
+        else ""
+    )
 
 
 def _how(how: Mapping[str, str]) -> str:

@@ -190,7 +190,9 @@ class _Trial:
         for path, sha256 in self._selection.pictures.items():
             paths[sha256].append(path)
         shown = [
-            Shown(picture=picture, data=_bytes(paths[picture.image.sha256]), paths=paths[picture.image.sha256])
+            Shown(
+                picture=picture, data=_bytes(paths[picture.image.sha256]), paths=paths[picture.image.sha256]
+            )
             for picture in pictures
             if picture.image.sha256 in paths
         ]
@@ -229,7 +231,9 @@ class _Trial:
         }
         if summary is not None:
             calls = sum(summary.calls.values())
-            how["calls"] = f"{calls} ({summary.calls_from_journal} from the journal, {summary.calls_failed} failed)"
+            how["calls"] = (
+                f"{calls} ({summary.calls_from_journal} from the journal, {summary.calls_failed} failed)"
+            )
             how["tokens"] = f"{summary.prompt_tokens} read, {summary.completion_tokens} written"
             how["data set"] = (
                 f"{summary.conversations} conversations, {' '.join(summary.published) or 'no file'}"

@@ -137,4 +137,3 @@ def _nano(settings: Settings) -> dict[str, Any]:
         "policy": {"keep_at": 8, "rewrite_at": 2, "by": "expected"},
         "rewrite": {"max_new_tokens": 160},
     }
-

@@ -23,9 +23,7 @@ EXIT_CODES = {"done": 0, "failed": 2, "interrupted": 130}
 _REASONS_SHOWN = 8
 
 
-def run_and_show(
-    images: Sequence[str], *, open_page: bool | None, as_json: bool, **options: Any
-) -> int:
+def run_and_show(images: Sequence[str], *, open_page: bool | None, as_json: bool, **options: Any) -> int:
     """Run a trial, print its summary, and return the exit code; `options` are the fields of `Settings`."""
     progress = Console(stderr=True)
 
@@ -57,7 +55,9 @@ def wants_page(open_page: bool | None, *, as_json: bool) -> bool:
 def print_result(result: Result, console: Console) -> None:
     """The funnel, the commonest reasons, and the commands that come next."""
     counts = result.counts
-    table = Table("", "", title=f"{counts['pictures_worked']} pictures through {result.model}", show_header=False)
+    table = Table(
+        "", "", title=f"{counts['pictures_worked']} pictures through {result.model}", show_header=False
+    )
     for name, key in (
         ("questions planned", "planned"),
         ("  written", "written"),

@@ -53,7 +53,9 @@ QUESTIONS = {
 class VlmServer:
     """Serves two models, `test/vlm-7b` which sees and `test/llm-7b` which does not."""
 
-    def __init__(self, *, key: str | None = None, delay_s: float = 0.0, port: int = 0, faults: bool = True) -> None:
+    def __init__(
+        self, *, key: str | None = None, delay_s: float = 0.0, port: int = 0, faults: bool = True
+    ) -> None:
         self._key, self._delay_s, self._port, self._is_faulty = key, delay_s, port, faults
         self.calls: Counter[str] = Counter()
         """Kind of call (probe, ask, check, answer, judge, rewrite) -> number, the failed ones included."""
@@ -122,7 +124,9 @@ class VlmServer:
         images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         if images and body["model"] == "test/llm-7b":
             message = "test/llm-7b is not a multimodal model"
-            return web.json_response({"object": "error", "message": message, "type": "BadRequestError"}, status=400)
+            return web.json_response(
+                {"object": "error", "message": message, "type": "BadRequestError"}, status=400
+            )
         look = Look(images[0]) if images else None
         kind = kind_of(prompt)
         self.calls[kind] += 1
@@ -255,7 +259,9 @@ def completion(body: dict[str, Any], text: str, reason: str) -> dict[str, Any]:
     }
     if body.get("logprobs"):
         words = [text, *("Yes No 9 8 10 7".split())][: max(1, int(body.get("top_logprobs") or 1))]
-        top = [{"token": w, "logprob": -0.1 - 2.5 * i, "bytes": list(w.encode())} for i, w in enumerate(words)]
+        top = [
+            {"token": w, "logprob": -0.1 - 2.5 * i, "bytes": list(w.encode())} for i, w in enumerate(words)
+        ]
         choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
     return {
         "id": "chatcmpl-1",
