@@ -23,8 +23,8 @@ class SourceConfig:
     name: str | None = None
     """Unique in the run; part of every item's id, so renaming a source renames its items. Default: the kind."""
     path: str | None = None
-    """folder: the root; files: a text file with one JSON string per line, an absolute path; llava: the JSON or JSONL file.
-    An absolute path; for a folder also a URL."""
+    """folder: the root; files: a text file whose lines are JSON strings, each the absolute path of an image; llava: the
+    JSON or JSONL file. An absolute path; for a folder also a URL."""
     image_root: str | None = None
     """llava: what `image` is relative to; default is the folder of the JSON file."""
     use_conversations: bool = True

@@ -194,10 +194,9 @@ def _fill(picture: Picture, image_id: str, rows: list[_Row]) -> None:
 def _answer(row: _Row) -> AnswerView:
     sample = row.sample
     before, score_before = sample.previous[-1] if sample.previous else (None, None)
+    fate = REPAIRED if sample.previous else KEPT
     if row.end is not None:
         fate = FAILED if row.end.is_failure else DROPPED
-    else:
-        fate = REPAIRED if sample.previous else KEPT
     return AnswerView(
         style=sample.style or "",
         text=sample.answer or "",

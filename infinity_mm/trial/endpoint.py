@@ -166,8 +166,8 @@ def _unreachable(url: str, error: BaseException) -> UserError:
     return explain(
         what=f"no server answers ({why})",
         where=without_credentials(url),
-        fix=f"start one, for example `vllm serve Qwen/Qwen2.5-VL-7B-Instruct --port {port}`, wait until it says that it "
-        f"is up, and see that `curl {without_credentials(url)}/models` works from this machine",
+        fix=f"start one, for example `vllm serve Qwen/Qwen2.5-VL-7B-Instruct --port {port}`, wait until it is "
+        f"up, and see that `curl {without_credentials(url)}/models` works from this machine",
     )
 
 
@@ -234,7 +234,7 @@ def _no_vision(failure: Failure, url: str, model: str, api_key_env: str | None) 
         return _unauthorised(url, int(status), api_key_env)
     what = f"the model `{model}` did not answer a question about a picture ({failure.reason}: {failure.detail[:300]})"
     if failure.reason == "empty_reply":
-        fix = "it wrote nothing but reasoning: take the Instruct variant, or a model whose reasoning can be switched off"
+        fix = "it wrote only reasoning: take the Instruct variant, or a model whose reasoning can be switched off"
     elif status == "404":
         fix = "the server does not know this model or has no /chat/completions: check --model and --endpoint"
     elif failure.retryable:

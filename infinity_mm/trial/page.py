@@ -140,8 +140,8 @@ def _legend(facts: PageFacts) -> str:
         for fate in (KEPT, REPAIRED, DROPPED, FAILED)
     )
     return (
-        f"<section class=legend><p>The score is the judge's, 1 to 10. From {facts.keep_at:g} an answer is kept{repair}; "
-        f"below it is dropped.</p><p class=boxes>Show {boxes}</p></section>"
+        f"<section class=legend><p>The score is the judge's, 1 to 10. From {facts.keep_at:g} an answer is kept"
+        f"{repair}; below it is dropped.</p><p class=boxes>Show {boxes}</p></section>"
     )
 
 
@@ -157,8 +157,8 @@ def _card(shown: Shown, side_px: int) -> str:
         body = "".join(_question(question) for question in picture.questions)
     return (
         f"<article><figure>{_image(shown.data, side_px)}<figcaption title='{escape(os.linesep.join(shown.paths))}'>"
-        f"{escape(names)}<small>{picture.image.width} × {picture.image.height} px</small></figcaption>{tags}</figure>"
-        f"<div class=questions>{body}</div></article>"
+        f"{escape(names)}<small>{picture.image.width} &times; {picture.image.height} px</small></figcaption>{tags}"
+        f"</figure><div class=questions>{body}</div></article>"
     )
 
 
@@ -214,11 +214,8 @@ def _diff(before: str, after: str) -> str:
         if kind == "equal":
             parts.append(escape("".join(new[c:d])))
         else:
-            gone, come = "".join(old[a:b]), "".join(new[c:d])
-            parts.append(
-                (f"<del>{escape(gone)}</del>" if gone else "")
-                + (f"<ins>{escape(come)}</ins>" if come else "")
-            )
+            gone, come = escape("".join(old[a:b])), escape("".join(new[c:d]))
+            parts += [f"<del>{gone}</del>"] * bool(gone) + [f"<ins>{come}</ins>"] * bool(come)
     return "".join(parts)
 
 

@@ -196,7 +196,7 @@ class _Trial:
             for picture in pictures
             if picture.image.sha256 in paths
         ]
-        shown.sort(key=lambda one: one.paths)
+        shown.sort(key=lambda one: list(one.paths))
         counts = funnel([one.picture for one in shown])
         facts = PageFacts(
             title=f"{len(set(self._selection.pictures.values()))} of your pictures through {self._model}",

@@ -92,6 +92,7 @@ def _teacher(settings: Settings, served: Served | None) -> dict[str, Any]:
         "model": served.model,
         "revision": "unspecified",
         "max_in_flight": 16,
+        "max_retries": 3,  # somebody is waiting; what a server in trouble did answer is kept for the next try
         "image_max_px": 1536,
     }
     if settings.api_key_env is not None:

@@ -156,7 +156,7 @@ def _tagger(starter: Starter) -> str:
         ]
     else:
         lines = [
-            f"  model: {_quoted(starter.tagger or DEFAULT_TAGGER)}   # open_clip name/weights; the first run downloads them",
+            f"  model: {_quoted(starter.tagger or DEFAULT_TAGGER)}   # open_clip name/weights, downloaded once",
             "                               # (none: no tags and no download, with plan.tree: any_picture)",
             "  vocabulary: general          # the words it looks for, or a text file with one word per line",
             "  prompt: a photo of {tag}     # what a word is wrapped in; suits models trained on captions of photos",

@@ -21,7 +21,7 @@ STAGES = {
 }
 """Stage -> what happens there."""
 
-_REASONS = {
+REASONS = {
     # files
     "empty_file": "the file is empty",
     "not_an_image": "not an image in a format that is read",
@@ -52,6 +52,8 @@ _REASONS = {
     "not_answerable": "the teacher, asked again, says the picture does not answer it",
     "unreadable_check": "the reply was neither yes nor no",
     "no_suitable_type": "no kind of question suits the picture",
+    "no_suitable_style": "no style of answer suits this kind of question",
+    "no_type_planned": "no question was planned for the picture",
     "no_tags": "nothing was recognised in it",
     # answers
     "empty_reply": "the reply was empty",
@@ -86,12 +88,13 @@ _REASONS = {
     "content_filter": "the server withheld its reply",
     "http_429": "the server said: too many calls",
 }
+"""Reason -> words."""
 
 
 def in_words(reason: str) -> str:
     """A reason for people; one that is not in the list is shown as it is, with spaces."""
-    if reason in _REASONS:
-        return _REASONS[reason]
+    if reason in REASONS:
+        return REASONS[reason]
     if reason.startswith("http_"):
         return f"the server answered with an error, HTTP {reason.removeprefix('http_')}"
     return reason.replace("_", " ")

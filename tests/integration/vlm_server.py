@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from typing import Any, Self
 
+import numpy as np
 from aiohttp import web
 from PIL import Image
 
@@ -63,6 +64,8 @@ class VlmServer:
         """Which bad moments there were."""
         self.keys: list[str | None] = []
         """Authorization headers, in order."""
+        self.url = ""
+        self._stop = asyncio.Event()
         self.is_down = False
         """True: every call gets a 503."""
 
@@ -80,7 +83,6 @@ class VlmServer:
 
     def _serve(self, ready: threading.Event) -> None:
         async def run() -> None:
-            self._stop = asyncio.Event()
             app = web.Application(client_max_size=1 << 26)
             app.router.add_get("/v1/models", self._models)
             app.router.add_post("/v1/chat/completions", self._chat)
@@ -170,11 +172,11 @@ class Look:
         assert re.fullmatch(r"data:image/(png|jpeg|webp);base64", head), head
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
             self.width, self.height = image.size
-            small = image.convert("RGB").resize((16, 16))
-        pixels = list(small.get_flattened_data() if hasattr(small, "get_flattened_data") else small.getdata())
-        self.colors = [name for name, _ in Counter(nearest_color(pixel) for pixel in pixels).most_common(3)]
-        rows = [sum(pixel) / 3 for pixel in pixels]
-        self.upper, self.lower = sum(rows[:128]) / 128, sum(rows[128:]) / 128
+            small = np.asarray(image.convert("RGB").resize((16, 16))).reshape(256, 3)
+        names = Counter(nearest_color(tuple(int(value) for value in pixel)) for pixel in small)
+        self.colors = [name for name, _ in names.most_common(3)]
+        rows = small.mean(axis=1)
+        self.upper, self.lower = float(rows[:128].mean()), float(rows[128:].mean())
 
     @property
     def color(self) -> str:
@@ -185,7 +187,7 @@ class Look:
         return "brighter" if self.upper > self.lower else "darker"
 
 
-def nearest_color(pixel: tuple[int, int, int]) -> str:
+def nearest_color(pixel: tuple[int, ...]) -> str:
     return min(COLORS, key=lambda name: math.dist(pixel, COLORS[name]))
 
 
@@ -258,7 +260,7 @@ def completion(body: dict[str, Any], text: str, reason: str) -> dict[str, Any]:
         "finish_reason": reason,
     }
     if body.get("logprobs"):
-        words = [text, *("Yes No 9 8 10 7".split())][: max(1, int(body.get("top_logprobs") or 1))]
+        words = [text, *(["Yes", "No", "9", "8", "10", "7"])][: max(1, int(body.get("top_logprobs") or 1))]
         top = [
             {"token": w, "logprob": -0.1 - 2.5 * i, "bytes": list(w.encode())} for i, w in enumerate(words)
         ]
