@@ -197,6 +197,34 @@ def init(
         Console().print(f"wrote {path}; next:\n{lines}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def doctor(
+    endpoint: Annotated[str | None, typer.Option(help="A model server that a run will ask.")] = None,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL that a run will be written to; default: the current folder."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look at versions, GPU, memory, disk, Ray, Hub and model server, with a fix for every finding; 1 on problems."""
+    from dataclasses import asdict
+
+    from infinity_mm.doctor.checks import CHECKS, print_findings
+    from infinity_mm.doctor.finding import Asked, run_checks
+
+    with Console(stderr=True).status("looking around; starting Ray takes a few seconds"):
+        findings = run_checks(Asked(run_dir=run_dir, endpoint=endpoint, api_key_env=api_key_env), CHECKS)
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings, Console())
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
 @windtunnel.command()
 def gallery(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/gallery.html"),
