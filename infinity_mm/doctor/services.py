@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from infinity_mm.trial.endpoint import check_endpoint, list_models, without_cred
 
 _RAY_START_S = 120
 _RAY_REACH_S = 60
+_CONNECT_S = 10
 _RAY = """
 import os, ray
 address = os.environ.get("RAY_ADDRESS")
@@ -31,12 +33,16 @@ def ray_starts(asked: Asked) -> Iterator[Finding]:
     if importlib.util.find_spec("ray") is None:
         return  # `packages` has said so
     address = os.environ.get("RAY_ADDRESS")
-    where = f"the cluster at RAY_ADDRESS={address}" if address else "a Ray of its own"
+    where = f"the cluster at RAY_ADDRESS={address}" if address is not None else "a Ray of its own"
     if address and address.startswith("http"):
         text = "RAY_ADDRESS is the address for submitting jobs; no driver can be started with it"
         yield warning(
             "ray", text, "ray job submit, or export RAY_ADDRESS=host:6379 for a driver on the cluster"
         )
+        return
+    if address is not None and (refused := _refused(address)):
+        fix = "start it with `ray start --head`, or `unset RAY_ADDRESS` to work on this machine alone"
+        yield problem("ray", f"cannot reach {where}: {refused}", fix)
         return
     try:
         done = subprocess.run(
@@ -58,6 +64,19 @@ def ray_starts(asked: Asked) -> Iterator[Finding]:
     else:
         fix = "executor.kind=local needs no Ray; otherwise look into /tmp/ray/session_latest/logs"
         yield problem("ray", f"cannot start {where}: {said}", fix)
+
+
+def _refused(address: str) -> str | None:
+    """Why nothing listens at `host:port`, found out faster than Ray does; None if something does, or for `auto`."""
+    host, _, port = address.rpartition(":")
+    if not address or (host and not port.isdecimal()):
+        return "that is no host:port"
+    try:
+        if host:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def ray_token(asked: Asked) -> Iterator[Finding]:

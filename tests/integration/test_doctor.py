@@ -16,24 +16,16 @@ pytestmark = pytest.mark.integration
 COMMAND = [str(Path(sys.executable).parent / "infinity-mm"), "doctor", "--json"]
 
 
-def doctor(*options: str, **environment: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    done = subprocess.run(
-        [*COMMAND, *options], capture_output=True, text=True, timeout=300, env=os.environ | environment
-    )
+def doctor(*options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=300, env=environment)
     return done.returncode, {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
 
 
 def test_it_starts_ray_asks_the_server_and_exits_with_1_for_a_problem(tmp_path: Path) -> None:
     with VlmServer(faults=False) as server:
-        code, found = doctor("--endpoint", server.url, "--run-dir", str(tmp_path / "run"), RAY_ADDRESS="")
+        code, found = doctor("--endpoint", server.url, "--run-dir", str(tmp_path / "run"))
     assert found["ray"]["level"] == "ok", found["ray"]
     assert found["engine"]["text"].endswith("2 models: test/vlm-7b, test/llm-7b")
     assert found["run dir"]["level"] in ("ok", "warning")
     assert code == int(any(finding["level"] == "problem" for finding in found.values()))
-
-
-def test_a_cluster_that_is_not_there_is_a_problem() -> None:
-    code, found = doctor(RAY_ADDRESS="127.0.0.1:9")
-    assert code == 1
-    assert found["ray"]["level"] == "problem"
-    assert "unset RAY_ADDRESS" in found["ray"]["fix"]

@@ -31,8 +31,12 @@ def test_a_check_that_raises_is_a_problem_and_the_others_go_on() -> None:
         raise RuntimeError("boom")
 
     found = run_checks(NOTHING, [broken, lambda asked: [ok("second", "seen")]])
-    assert [(finding.check, finding.level) for finding in found] == [("broken", "problem"), ("second", "ok")]
-    assert "RuntimeError: boom" in found[0].text
+    assert [(finding.check, finding.level) for finding in found] == [
+        ("first", "ok"),
+        ("broken", "problem"),
+        ("second", "ok"),
+    ]
+    assert "RuntimeError: boom" in found[1].text
 
 
 def test_every_finding_that_is_not_ok_has_a_fix() -> None:
@@ -111,6 +115,16 @@ def test_the_ray_token_and_its_mode_go_together(
     (finding,) = services.token_findings(environment, tmp_path)
     assert finding.level == level
     assert "secret" not in finding.text + finding.fix
+
+
+@pytest.mark.parametrize("address", ["", "host:port", "127.0.0.1:9"])
+def test_a_ray_address_where_nothing_listens_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    finding = only(services.ray_starts)
+    assert finding.level == "problem"
+    assert "unset RAY_ADDRESS" in finding.fix
 
 
 def test_a_run_dir_that_does_not_exist_yet_is_judged_by_the_folder_above_it(tmp_path: Path) -> None:
