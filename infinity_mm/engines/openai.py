@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -29,6 +31,7 @@ from infinity_mm.vision.images import BadImage
 if TYPE_CHECKING:
     import aiohttp
 
+_JSON = {"Content-Type": "application/json"}
 _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
 
@@ -169,7 +172,9 @@ class OpenAIEngine:
         import aiohttp
 
         try:
-            async with self._session.post(url, json=payload) as response:
+            # As a file: aiohttp warns of a body of more than 1 MiB in one piece, and an image is soon that large.
+            body_json = io.BytesIO(json.dumps(payload).encode())
+            async with self._session.post(url, data=body_json, headers=_JSON) as response:
                 body = await response.text(errors="replace")
                 if response.status == 200:
                     return read_reply(body, choices), None

@@ -147,7 +147,8 @@ def _legend(facts: PageFacts) -> str:
 
 def _card(shown: Shown, side_px: int) -> str:
     picture = shown.picture
-    names = ", ".join(os.path.basename(path) for path in shown.paths) or picture.image.sha256[:12]
+    names = ", ".join(dict.fromkeys(os.path.basename(path) for path in shown.paths))
+    names += f" ({len(shown.paths)} files)" if len(shown.paths) > 1 else ""
     tags = f"<p class=tags>{escape(', '.join(picture.tags))}</p>" if picture.tags else ""
     if picture.end is not None:
         body = f"<p class=ended>{escape(in_words(picture.end.reason))}</p>"
