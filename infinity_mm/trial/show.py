@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from infinity_mm.runtime.progress import show_progress
@@ -56,7 +57,7 @@ def print_result(result: Result, console: Console) -> None:
     """The funnel, the commonest reasons, and the commands that come next."""
     counts = result.counts
     table = Table(
-        "", "", title=f"{counts['pictures_worked']} pictures through {result.model}", show_header=False
+        "", "", title=f"{counts['pictures_worked']} pictures through {escape(result.model)}", show_header=False
     )
     for name, key in (
         ("questions planned", "planned"),
@@ -74,8 +75,8 @@ def print_result(result: Result, console: Console) -> None:
     if result.files_unusable:
         files = ", ".join(f"{in_words(reason)} {number}" for reason, number in result.files_unusable.items())
         _plain(console, f"files left out: {files}")
-    for note in result.notes:
-        _plain(console, note)
+    if result.state != "done":  # the other notes were told before the work began
+        _plain(console, result.notes[0])
     _plain(console, f"page: {result.page}")
     _plain(console, f"{result.wall_s:.0f} s. Next:")
     for command in result.next_commands:
