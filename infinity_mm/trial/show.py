@@ -57,7 +57,10 @@ def print_result(result: Result, console: Console) -> None:
     """The funnel, the commonest reasons, and the commands that come next."""
     counts = result.counts
     table = Table(
-        "", "", title=f"{counts['pictures_worked']} pictures through {escape(result.model)}", show_header=False
+        "",
+        "",
+        title=f"{counts['pictures_worked']} pictures through {escape(result.model)}",
+        show_header=False,
     )
     for name, key in (
         ("questions planned", "planned"),
