@@ -134,6 +134,128 @@ def trace(
         (print_image if image else print_sample)(found, Console())
 
 
+@app.command(name="try")
+def try_(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns in quotes.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server, as in http://localhost:8000/v1.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Its name on the server; without --endpoint nano-teacher (drawn pictures only), a folder or a Hub id."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Most pictures to work.", min=1, max=1000)] = 20,
+    questions: Annotated[int, typer.Option(help="Kinds of question for each picture.", min=1, max=10)] = 3,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            help="open_clip model that tags pictures, so that questions fit them, as in ViT-B-32/laion2b_s34b_b79k "
+            "(downloads 600 MB once). Default: no tags, kinds of question that fit any picture."
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder for page and run; default: one below runs/try for this very command."),
+    ] = None,
+    open_page: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Show the page in a browser; default: in a terminal."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Try the synthesis on some of your own pictures: one page of what is kept, repaired and dropped, and why.
+
+    The same command again goes on where it was; with a larger --n it goes further.
+    """
+    from infinity_mm.trial.show import run_and_show
+
+    code = run_and_show(
+        images,
+        endpoint=endpoint,
+        model=model,
+        num_pictures=n,
+        questions_per_image=questions,
+        tagger=tagger,
+        api_key_env=api_key_env,
+        out=out,
+        open_page=open_page,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("synth.yaml"),
+    images: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of your images; without it drawn pictures and nano-teacher."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server; default with --images: http://localhost:8000/v1."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The teacher's name on the server, a folder or a Hub id.")
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(help="open_clip model that tags pictures, or `none` for no tags and no download."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a first configuration for pipelines/synth.py, with every key explained."""
+    from infinity_mm.trial.starter import Starter, next_steps, write_starter
+
+    starter = Starter(
+        path=path, images=images, endpoint=endpoint, model=model, tagger=tagger, api_key_env=api_key_env
+    )
+    config = write_starter(starter, force=force)
+    steps = list(next_steps(starter))
+    if as_json:
+        _print_json({"config": str(path), "run_dir": config.run_dir, "next_commands": steps})
+    else:
+        lines = "\n".join(f"  {step}" for step in steps)
+        Console().print(f"wrote {path}; next:\n{lines}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    endpoint: Annotated[str | None, typer.Option(help="A model server that a run will ask.")] = None,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL that a run will be written to; default: the current folder."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look at versions, GPU, memory, disk, Ray, Hub and model server, with a fix for every finding; 1 on problems."""
+    from dataclasses import asdict
+
+    from infinity_mm.doctor.checks import CHECKS, print_findings
+    from infinity_mm.doctor.finding import Asked, run_checks
+
+    with Console(stderr=True).status("looking around; starting Ray takes a few seconds"):
+        findings = run_checks(Asked(run_dir=run_dir, endpoint=endpoint, api_key_env=api_key_env), CHECKS)
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings, Console())
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
 @windtunnel.command()
 def gallery(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/gallery.html"),
@@ -267,6 +389,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        text = f"[bold red]error:[/] {escape(str(error))}"  # what a person or a file is called is no markup
-        Console(stderr=True).print(text, highlight=False, markup=True)
+        console = Console(stderr=True)
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)  # it may hold [brackets]
         sys.exit(2)
