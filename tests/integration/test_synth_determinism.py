@@ -145,8 +145,10 @@ def settings(
     ]
 
 
-def configured(run_dir: str | Path, teacher: Teacher, *more: str) -> SynthConfig:
-    return load_config(SynthConfig, TINY, settings(run_dir, teacher, *more))
+def configured(
+    run_dir: str | Path, teacher: Teacher, *more: str, sources: Sequence[str] = SOURCES
+) -> SynthConfig:
+    return load_config(SynthConfig, TINY, settings(run_dir, teacher, *more, sources=sources))
 
 
 def outputs(run_dir: str | Path) -> dict[str, str]:
