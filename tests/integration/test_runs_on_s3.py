@@ -39,7 +39,7 @@ from infinity_mm.synth.run import run_synthesis  # noqa: E402
 pytestmark = pytest.mark.integration
 
 ROOT = HERE.parents[1]
-NUM_UNITS = 3
+NUM_UNITS = 2
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_passes_killed_at_many_writes_go_on_to_the_bytes_of_a_local_run(
     passes: list[Any] = [Numbers(num_units=NUM_UNITS), Answers()]
     run_passes(passes, Run(str(tmp_path / "local")), LocalExecutor())
     driver = Victim(server, str(TOYS / "toy_passes.py"), home, "local", "1", "0", str(NUM_UNITS), str(log))
-    kills = [{"before": 1}, {"after": 1}, {"before": 9}, {"after": 10}, {"before": 11}, {"after": 16}]
+    kills = [{"before": 1}, {"after": 3}, {"before": 9}, {"after": 10}, {"before": 12}]
     for strike in kills:
         done = {
             name: manifest_units(home, name, work) for name, work in (("numbers", ""), ("answers", "answers-"))
@@ -130,8 +130,8 @@ def test_a_run_survives_a_store_that_fails_every_few_writes(server: LoopbackS3, 
     passes: list[Any] = [Numbers(num_units=NUM_UNITS), Answers()]
     run_passes(passes, Run(str(tmp_path / "local")), LocalExecutor())
     server.restart(
-        before=lambda number, *_: "refuse" if number % 7 == 3 else None,
-        after=lambda number, *_: "lose" if number % 7 == 0 else None,
+        before=lambda number, *_: "refuse" if number % 11 == 3 else None,
+        after=lambda number, *_: "lose" if number % 11 == 0 else None,
     )
     run_passes(passes, Run(home), LocalExecutor())
     server.restart()

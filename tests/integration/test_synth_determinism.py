@@ -161,9 +161,7 @@ def outputs(run_dir: str | Path) -> dict[str, str]:
         for entry in manifest.entries(run.run_dir, committed):
             for kind, stored in entry.objects.items():
                 if kind != "metrics":
-                    assert (
-                        hashlib.sha256(Path(run.path(stored.path)).read_bytes()).hexdigest() == stored.sha256
-                    )
+                    manifest.read_object(run.run_dir, stored)  # checks the hash
                     found[f"{name}/{entry.unit}/{kind}"] = stored.sha256
     return found
 

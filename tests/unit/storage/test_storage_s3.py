@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "loopback"))
-from loopback_s3 import BUCKET, LoopbackS3  # noqa: E402 # pyright: ignore[reportMissingImports]
+from loopback_s3 import BUCKET, LoopbackS3  # pyright: ignore[reportMissingImports]
 
-from infinity_mm.errors import UserError  # noqa: E402
-from infinity_mm.storage import files, journal  # noqa: E402
-from infinity_mm.storage.journal import Journal  # noqa: E402
+from infinity_mm.errors import UserError
+from infinity_mm.storage import files, journal
+from infinity_mm.storage.journal import Journal
 
 
 @pytest.fixture(scope="module")
