@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from infinity_mm.errors import UserError, explain
 
@@ -103,6 +104,39 @@ def report(
     _print_json({"report": str(path)}) if as_json else Console().print(f"wrote {path}")
 
 
+@app.command()
+def publish(
+    target: Annotated[str, typer.Argument(help="A run directory (path or URL), or a checkpoint folder.")],
+    repo: Annotated[str, typer.Option(help="USER/NAME or ORG/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Make the repository private, if it has to be made.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would go where; nothing is written.")] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Another Hub; default HF_ENDPOINT, then the public one.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Publish a run as a data set, or a checkpoint as a model, on the Hugging Face Hub.
+
+    Readers of `main` see the whole set or nothing of it, and the same command again goes on where it was. Log in first
+    with `hf auth login`, or set HF_TOKEN.
+    """
+    from infinity_mm.publishing import target as publishing
+
+    console = _console(as_json)
+    if dry_run:
+        plan = publishing.dry_run(target, repo=repo, private=private, endpoint=endpoint)
+        _print_json(plan) if as_json else publishing.print_plan(plan, console)
+        return
+    done = publishing.publish_target(
+        target,
+        repo=repo,
+        private=private,
+        endpoint=endpoint,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )
+    _print_json(done) if as_json else publishing.print_done(done, console)
+
+
 @windtunnel.command()
 def gallery(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/gallery.html"),
@@ -167,5 +201,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        # Escaped: an install line such as infinity-mm[s3] would lose its brackets.
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)

@@ -17,9 +17,11 @@ STRIP = "assets/samples.webp"
 _FATES = ("continued", "expanded", "merged", "dropped", "quarantined")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _SIZES = (*_SIZES, (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))
-HUB_LICENCES = frozenset(
-    ["apache-2.0", "mit", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "odbl", "pddl", "odc-by", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "bsd-3-clause", "gpl-3.0"]
-)
+HUB_LICENCES = frozenset("""
+    apache-2.0 bsd-3-clause cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+    cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0
+    cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 gpl-3.0 mit odbl odc-by pddl
+""".split())  # fmt: skip  # noqa: SIM905
 """SPDX names, in lower case, that the Hub knows as licences."""
 
 
@@ -78,13 +80,13 @@ def _what(repo: str, name: str, facts: Facts, data_files: Sequence[tuple[str, in
     return [
         f"# {safe(name)}",
         "",
-        f"Conversations about images, written by models: {facts.rows:,} rows with {facts.pairs:,} question-answer pairs "
-        f"about {facts.images:,} images, in {len(data_files):,} Parquet files of {size(total)} in all. Image bytes are "
-        "inside.",
+        f"Conversations about images, written by models: {facts.rows:,} rows with {facts.pairs:,} question-answer "
+        f"pairs about {facts.images:,} images, in {len(data_files):,} Parquet files of {size(total)} in all. Image "
+        "bytes are inside.",
         "",
         "A row has `id`, `images` (decoded by `datasets`), `messages` (role and typed content, as chat templates take "
-        "them), `source` and `licence` of the images, and `provenance`: JSON with the image hashes and, for every pair, "
-        "its instruction type, answer style, score, and each model call behind it (model, prompt hash, seed).",
+        "them), `source` and `licence` of the images, and `provenance`: JSON with the image hashes and, for every "
+        "pair, its instruction type, answer style, score, and each model call behind it (model, prompt hash, seed).",
         "",
         *table(["instruction type", "pairs"], _counted(facts.types)),
         "",
@@ -130,7 +132,7 @@ def _made(facts: Facts, run: Mapping[str, Any]) -> list[str]:
     lines = [
         "## How it was made",
         "",
-        "With [infinity_mm](https://pypi.org/project/infinity-mm/): every image is read and hashed, tagged, given "
+        "With the infinity_mm workbench: every image is read and hashed, tagged, given "
         "instruction types by a written plan, and walked through the stages below by a vision-language model; near "
         "duplicates are removed at the end. Counted here are the calls behind published pairs.",
         "",
@@ -162,7 +164,7 @@ def _conservation(summary: Mapping[str, Any]) -> list[str]:
     lines = [
         "## What became of everything",
         "",
-        "At every stage each sample has exactly one fate; sets of ids were compared, and the run fails if they disagree.",
+        "At every stage each sample has exactly one fate; sets of ids are compared, and a run fails if they disagree.",
         "",
         *table(["stage", *_FATES], rows),
         "",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 import time
@@ -51,7 +52,7 @@ class Published:
     """Head of `main`, which shows the set."""
     num_files: int
     num_uploaded: int
-    """Sent by this call; the others were there."""
+    """Not on the upload branch when this call began; of these the Hub takes only the bytes it has not."""
     bytes_uploaded: int
     removed: tuple[str, ...]
     """Files of an earlier set of ours that this one has not."""
@@ -77,6 +78,7 @@ def branch_of(bundle: Bundle) -> str:
 
 def look(bundle: Bundle, repo: str, *, endpoint: str | None = None) -> State:
     """Ask the Hub what is there, with reading requests alone."""
+    _need_hub()
     with _told(repo, endpoint):
         return _Repo(bundle, repo, endpoint).state()
 
@@ -87,17 +89,16 @@ def publish(bundle: Bundle, repo: str, *, private: bool, endpoint: str | None = 
     Raises `UserError`, without any token or signed address in it, if the Hub refuses, if it lists other bytes than were
     sent, or if a private repository was asked for and the one that exists is public.
     """
+    _need_hub()
     with _told(repo, endpoint):
         return _Repo(bundle, repo, endpoint).publish(private=private, say=say)
 
 
 class _Repo:
     def __init__(self, bundle: Bundle, repo: str, endpoint: str | None) -> None:
-        try:
-            import huggingface_hub
-            from huggingface_hub import HfApi
-        except ModuleNotFoundError as error:
-            raise need("huggingface_hub", extra="publish", purpose="publishing") from error
+        import huggingface_hub
+        from huggingface_hub import HfApi
+
         self._errors = huggingface_hub.errors
         self._api: HfApi = HfApi(endpoint=endpoint)
         _check_endpoint(self._api.endpoint)
@@ -124,7 +125,7 @@ class _Repo:
 
     def publish(self, *, private: bool, say: Say) -> Published:
         self._create(private)
-        head = self._try(lambda: self._head("main"))
+        head = self._try(self._head, "main")
         sent: list[File] = []
         removed: list[str] = []
         if self._is_done(head):
@@ -143,12 +144,9 @@ class _Repo:
         )
 
     def _create(self, private: bool) -> None:
-        self._try(
-            lambda: self._api.create_repo(
-                self._repo, repo_type=self._kind, private=True if private else None, exist_ok=True
-            )
-        )
-        info = self._try(lambda: self._api.repo_info(self._repo, repo_type=self._kind))
+        wanted = True if private else None
+        self._try(self._api.create_repo, self._repo, repo_type=self._kind, private=wanted, exist_ok=True)
+        info = self._try(self._api.repo_info, self._repo, repo_type=self._kind)
         if private and info.private is False:
             raise explain(
                 what=f"{self._repo} is public, and --private was given",
@@ -159,13 +157,17 @@ class _Repo:
     def _gather(self, head: str, sent: list[File], say: Say) -> str:
         """Bring all files onto the upload branch; returns its verified head."""
         self._try(
-            lambda: self._api.create_branch(
-                self._repo, repo_type=self._kind, branch=self._branch, revision=head, exist_ok=True
-            )
+            self._api.create_branch,
+            self._repo,
+            repo_type=self._kind,
+            branch=self._branch,
+            revision=head,
+            exist_ok=True,
         )
+        missing: list[File] = []
         for attempt in range(TRIES):
-            tip = self._try(lambda: self._head(self._branch))
-            there = self._there(self._try(lambda: self._listing(tip)))
+            tip = self._try(self._head, self._branch)
+            there = self._there(self._try(self._listing, tip))
             missing = [file for file in self._bundle.files if file.path not in there]
             if not missing:
                 say(f"{self._branch}: {len(there)} files, sizes and hashes as they should be")
@@ -189,9 +191,12 @@ class _Repo:
             group = batch[start : start + FILES_AT_ONCE]
             adds = [CommitOperationAdd(file.path, _checked(file)) for file in group]
             self._try(
-                lambda adds=adds: self._api.preupload_lfs_files(
-                    self._repo, adds, repo_type=self._kind, revision=self._branch, num_threads=FILES_AT_ONCE
-                )
+                self._api.preupload_lfs_files,
+                self._repo,
+                adds,
+                repo_type=self._kind,
+                revision=self._branch,
+                num_threads=FILES_AT_ONCE,
             )
             operations += adds
             sent += group
@@ -213,9 +218,9 @@ class _Repo:
         from huggingface_hub import CommitOperationCopy, CommitOperationDelete
 
         for attempt in range(TRIES):
-            head = self._try(lambda: self._head("main"))
-            there = self._try(lambda: self._listing(head))
-            removed = self._try(lambda: self._outdated(there, head))
+            head = self._try(self._head, "main")
+            there = self._try(self._listing, head)
+            removed = self._try(self._outdated, there, head)
             present = self._there(there)
             if len(present) == len(self._bundle.files) and not removed:
                 return head, []  # an answer was lost, or another process was faster
@@ -258,7 +263,7 @@ class _Repo:
                 raise
 
     def _is_done(self, revision: str) -> bool:
-        there = self._try(lambda: self._listing(revision))
+        there = self._try(self._listing, revision)
         return len(self._there(there)) == len(self._bundle.files) and not self._outdated(there, revision)
 
     def _head(self, revision: str) -> str:
@@ -300,10 +305,10 @@ class _Repo:
             path for path in listed(Path(local).read_bytes()) if path in listing and path not in ours
         )
 
-    def _try(self, step: Callable[[], _T]) -> _T:
+    def _try(self, step: Callable[..., _T], *args: Any, **options: Any) -> _T:
         for attempt in itertools.count():
             try:
-                return step()
+                return step(*args, **options)
             except Exception as error:
                 if attempt == TRIES - 1 or not self._is_transient(error):
                     raise
@@ -372,7 +377,8 @@ def _check_endpoint(endpoint: str) -> None:
 def _told(repo: str, endpoint: str | None) -> Iterator[None]:
     """Errors of libraries as one of ours, without what must not be seen: they quote signed addresses."""
     try:
-        yield
+        with _redacted_logs():
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -383,6 +389,28 @@ def _told(repo: str, endpoint: str | None) -> Iterator[None]:
             where=_redacted(where),
             fix=_fix(status, repo),
         ) from None
+
+
+@contextmanager
+def _redacted_logs() -> Iterator[None]:
+    """The client's own warnings about requests that it repeats quote signed addresses as well."""
+
+    def redact(record: logging.LogRecord) -> bool:
+        record.msg, record.args = _redacted(record.getMessage()), ()
+        record.exc_info, record.exc_text = None, None
+        return True
+
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.get_logger()  # makes the handler, if nothing was logged yet
+    handlers = [*logging.getLogger("huggingface_hub").handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(redact)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(redact)
 
 
 def _fix(status: int | None, repo: str) -> str:
@@ -407,11 +435,17 @@ def _redacted(text: str) -> str:
 
 def logged_in() -> bool:
     """Whether there is a token; its value goes nowhere but to the Hub's own client."""
+    _need_hub()
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def _need_hub() -> None:
     try:
-        from huggingface_hub import get_token
+        import huggingface_hub  # noqa: F401
     except ModuleNotFoundError as error:
         raise need("huggingface_hub", extra="publish", purpose="publishing") from error
-    return get_token() is not None
 
 
 def describe(state: State, bundle: Bundle) -> list[dict[str, Any]]:

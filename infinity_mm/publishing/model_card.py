@@ -11,7 +11,8 @@ _OURS = "infinity_mm"
 
 
 _SETTINGS = (
-    "steps", "epochs", "seed", "global_batch_rows", "row_tokens", "over_long", "loss_weighting", "optimizer", "precision",
+    "steps", "epochs", "seed", "global_batch_rows", "row_tokens", "over_long", "loss_weighting", "optimizer",
+    "precision",
 )  # fmt: skip
 
 

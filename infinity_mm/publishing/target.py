@@ -6,10 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from infinity_mm.errors import explain
 from infinity_mm.publishing.bundle import Bundle
 from infinity_mm.publishing.checkpoint_bundle import checkpoint_bundle
 from infinity_mm.publishing.hub import Say, branch_of, describe, logged_in, look, publish
+from infinity_mm.publishing.markdown import size
 from infinity_mm.publishing.run_bundle import run_bundle
 from infinity_mm.storage import files
 
@@ -64,3 +69,31 @@ def publish_target(
         say(f"left out: {name} ({why})")
     done = publish(bundle, repo, private=private, endpoint=endpoint, say=say)
     return {"repo": repo, "kind": bundle.kind, **asdict(done), "left_out": dict(bundle.left_out)}
+
+
+def print_plan(plan: dict[str, Any], console: Console) -> None:
+    """A dry run for people."""
+    table = Table("file", "state", "SHA-256", title=f"{plan['kind']} {plan['repo']} ({plan['repository']})")
+    table.add_column("size", justify="right")
+    for row in plan["files"]:
+        table.add_row(escape(row["path"]), row["state"], row["sha256"][:12], size(row["bytes"]))
+    console.print(table)
+    for path in plan["would_remove"]:
+        console.print(f"would be removed from main: {path}", markup=False, highlight=False)
+    for path, why in plan["left_out"].items():
+        console.print(f"left out: {path} ({why})", markup=False, highlight=False)
+    console.print(
+        f"{len(plan['files'])} files, {size(plan['bytes'])}, by way of the branch {plan['branch']}; nothing was written"
+        + ("" if plan["logged_in"] else "; you are not logged in, which publishing needs"),
+        highlight=False,
+    )
+
+
+def print_done(done: dict[str, Any], console: Console) -> None:
+    """What was published, for people."""
+    console.print(
+        f"{done['url']}: {done['num_files']} files on main in commit {done['commit'][:12]}, "
+        f"{done['num_uploaded']} sent by this call",
+        highlight=False,
+        soft_wrap=True,
+    )

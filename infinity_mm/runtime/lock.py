@@ -72,7 +72,9 @@ class Held:
                         return
                 else:
                     files.write(_url(self._folder, self._number), _bytes(self._owner | {"beat": beats}))
-            except Exception:  # an outage: the next beat may come through, and every commit is safe without the lock
+            except (
+                Exception
+            ):  # an outage: the next beat may come through, and every commit is safe without the lock
                 _log.warning("could not renew the lock of this run directory", exc_info=True)
 
 
@@ -129,7 +131,10 @@ def _is_silent(folder: str, number: int, before: dict[str, Any], lease_s: float)
     if before["host"] == socket.gethostname():
         return False
     _log.warning(
-        "process %s on %s holds this run; watching %g s for a sign of life", before["pid"], before["host"], lease_s
+        "process %s on %s holds this run; watching %g s for a sign of life",
+        before["pid"],
+        before["host"],
+        lease_s,
     )
     end = time.monotonic() + lease_s
     while time.monotonic() < end:

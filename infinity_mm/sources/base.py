@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-
 from infinity_mm.record import Sample, Turn, digest
 from infinity_mm.storage.files import open_fs
 from infinity_mm.vision.images import BadImage

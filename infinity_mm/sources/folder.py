@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
-
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
 from infinity_mm.sources.base import SourceItem, read_uri

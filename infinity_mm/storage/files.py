@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
 from infinity_mm.errors import UserError, explain, need
@@ -51,7 +52,9 @@ def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
     except ImportError as error:
         if protocol in _EXTRAS:
             raise need("s3fs", extra=_EXTRAS[protocol], purpose=f"a {protocol}:// URL") from error
-        raise explain(what=f"{protocol}:// URLs: {error}", where=url, fix="install the named package") from error
+        raise explain(
+            what=f"{protocol}:// URLs: {error}", where=url, fix="install the named package"
+        ) from error
     return fs, cast(str, path)
 
 
@@ -62,7 +65,7 @@ def _s3(pid: int) -> AbstractFileSystem:
     Without a cache of listings, because other processes write to the same folders.
     """
     options: dict[str, Any] = {"use_listings_cache": False}
-    if "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+    if "config_kwargs" not in conf.get("s3", {}):
         options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}}
     return fsspec.filesystem("s3", **options)
 

@@ -4,9 +4,11 @@
     Journal(directory) --reads all segments--> get(key)
 
 Workers share a directory and never touch each other's files. An object store has no append: there a segment is a row
-of numbered objects, one per sync, and its writer folds each full row of them into one. Where two workers recorded the same key, the entry
-in the first segment by name wins, then the first line: a rule that depends on the files alone, so that every
-later reading agrees. Within one opening an answer once given is never replaced.
+of numbered objects, one per sync, and its writer folds each full row of them into one.
+
+Where two workers recorded the same key, the entry in the first segment by name wins, then the first line: a rule that
+depends on the files alone, so that every later reading agrees. Within one opening an answer once given is never
+replaced.
 """
 
 from __future__ import annotations

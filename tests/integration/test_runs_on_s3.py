@@ -103,7 +103,8 @@ def test_passes_killed_at_many_writes_go_on_to_the_bytes_of_a_local_run(
     kills = [{"before": 1}, {"after": 3}, {"before": 9}, {"after": 10}, {"before": 12}]
     for strike in kills:
         done = {
-            name: manifest_units(home, name, work) for name, work in (("numbers", ""), ("answers", "answers-"))
+            name: manifest_units(home, name, work)
+            for name, work in (("numbers", ""), ("answers", "answers-"))
         }
         log.unlink(missing_ok=True)
         assert driver.run(**strike) == -signal.SIGKILL
@@ -176,7 +177,9 @@ def test_a_synthesis_killed_three_times_publishes_what_a_local_replay_of_its_jou
         local = tmp_path / "replay"
         download(f"{home}/journal", local / "journal")
         num_asked = len(teacher.asked)
-        run_synthesis(configured(local, teacher, "plan.questions_per_image=2", "journal=replay", sources=sources))
+        run_synthesis(
+            configured(local, teacher, "plan.questions_per_image=2", "journal=replay", sources=sources)
+        )
         assert len(teacher.asked) == num_asked
     assert published(home) == published(str(local)) != {}
     assert synthesis_outputs(home) == synthesis_outputs(local)

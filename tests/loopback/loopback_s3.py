@@ -1,4 +1,4 @@
-"""An S3 server on loopback (moto), one request at a time as far as one key is concerned, with faults at chosen writes."""
+"""An S3 server on loopback (moto), one request at a time, with faults at chosen writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 BUCKET = "bucket"
 WRITES = ("PUT", "POST", "DELETE")
-_UNAVAILABLE = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
+_UNAVAILABLE = (
+    b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
+)
 Hook = Callable[[int, str, str], str | None]
 """Number of the write since `restart`, method and path -> None, or a fault: `refuse` answers 500 and does nothing,
 `lose` does it and answers 500. It may kill the client."""

@@ -96,7 +96,7 @@ def test_missing_credentials_are_said_as_such(base: str, monkeypatch: pytest.Mon
     s3fs.S3FileSystem.clear_instance_cache()
     files._s3.cache_clear()
     try:
-        with pytest.raises(UserError, match="no credentials(.|\n)*AWS_ACCESS_KEY_ID"):
+        with pytest.raises(UserError, match=r"no credentials(.|\n)*AWS_ACCESS_KEY_ID"):
             files.write(f"{base}/a", b"a")
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
