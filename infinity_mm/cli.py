@@ -93,7 +93,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[str, typer.Argument(help="A run directory: a path or a URL.")],
     pictures: Annotated[int, typer.Option(help="Pictures on the page.", min=0)] = 60,
     as_json: JsonFlag = False,
 ) -> None:
@@ -101,7 +101,7 @@ def report(
     from infinity_mm.report.run_report import write_report
 
     path = write_report(run, num_pictures=pictures)
-    _print_json({"report": str(path)}) if as_json else Console().print(f"wrote {path}")
+    _print_json({"report": path}) if as_json else Console().print(f"wrote {path}")
 
 
 @app.command()

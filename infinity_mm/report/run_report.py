@@ -15,6 +15,7 @@ from infinity_mm.errors import explain
 from infinity_mm.record import Sample
 from infinity_mm.report.page import Card, Pair, render_page, table_rows
 from infinity_mm.runtime.run import Run
+from infinity_mm.storage import files
 from infinity_mm.storage.shards import read_jsonl
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 
@@ -25,23 +26,21 @@ FIGURES = (
 """Single figures of `summary.json` that stand at the top of the page, those of them that are there."""
 
 
-def write_report(run_dir: Path, *, num_pictures: int) -> Path:
-    """Write `report/index.html` into a finished run; returns its path. Raises UserError if there is no such run."""
-    if not (run_dir / "summary.json").is_file():
+def write_report(run_dir: Path | str, *, num_pictures: int) -> str:
+    """Write `report/index.html` into a finished run (path or URL); returns where. Raises UserError if it is none."""
+    run = Run(str(run_dir))
+    if not files.exists(run.path("summary.json")):
         raise explain(
             what=f"{run_dir} holds no finished run: it has no summary.json",
             where="infinity-mm report",
             fix="give the run_dir of a run that has ended; the same synthesis command again finishes one",
         )
-    run = Run(str(run_dir))
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    page = render_page(
-        title=f"Run {run_dir.name}", tables=_tables(summary), cards=list(_cards(run, num_pictures))
-    )
-    path = run_dir / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    summary = json.loads(files.read(run.path("summary.json")))
+    name = run.run_dir.rpartition("/")[2]
+    page = render_page(title=f"Run {name}", tables=_tables(summary), cards=list(_cards(run, num_pictures)))
+    url = run.path("report", "index.html")
+    files.write(url, page.encode())
+    return url
 
 
 def _tables(summary: dict[str, Any]) -> list[tuple[str, list[list[Any]]]]:

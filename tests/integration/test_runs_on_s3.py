@@ -29,6 +29,8 @@ from test_synth_determinism import (  # noqa: E402 # pyright: ignore[reportMissi
 from toy_passes import Answers, Numbers, outputs  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 from infinity_mm.errors import UserError  # noqa: E402
+from infinity_mm.publishing.run_bundle import run_bundle  # noqa: E402
+from infinity_mm.report.run_report import write_report  # noqa: E402
 from infinity_mm.runtime.local import LocalExecutor  # noqa: E402
 from infinity_mm.runtime.lock import run_lock  # noqa: E402
 from infinity_mm.runtime.run import Run  # noqa: E402
@@ -183,6 +185,8 @@ def test_a_synthesis_killed_three_times_publishes_what_a_local_replay_of_its_jou
         assert len(teacher.asked) == num_asked
     assert published(home) == published(str(local)) != {}
     assert synthesis_outputs(home) == synthesis_outputs(local)
+    assert run_bundle(home, repo="me/x").digest != ""
+    assert files.exists(write_report(home, num_pictures=2))
 
 
 def download(url: str, folder: Path) -> None:
