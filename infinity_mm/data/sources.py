@@ -73,7 +73,7 @@ def _parquet_groups(path: str) -> tuple[tuple[str, int, int], ...]:
     filesystem, inner = open_fs(path)
     if filesystem.isdir(inner):
         inner = f"{inner.rstrip('/')}/**/*.parquet"
-    files = sorted(filesystem.glob(inner)) if "*" in inner else [inner]
+    files = cast("list[str]", sorted(filesystem.glob(inner)) if "*" in inner else [inner])
     if not files or not filesystem.exists(files[0]):
         raise explain(
             what=f"no Parquet file at {path}", where="YAML section `data`", fix="correct data[].path"

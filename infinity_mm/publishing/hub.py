@@ -125,14 +125,20 @@ class _Repo:
 
     def publish(self, *, private: bool, say: Say) -> Published:
         self._create(private)
-        head = self._try(self._head, "main")
         sent: list[File] = []
         removed: list[str] = []
-        if self._is_done(head):
-            say("main has this very set already")
-        else:
-            tip = self._gather(head, sent, say)
-            head, removed = self._show(tip, say)
+        for attempt in itertools.count():
+            head = self._try(self._head, "main")
+            if self._is_done(head):
+                say("main has this very set")
+                break
+            try:
+                head, removed = self._show(self._gather(head, sent, say), say)
+                break
+            except self._errors.RevisionNotFoundError:
+                # Another process published the same set and took the branch away under our hands.
+                if attempt == TRIES - 1:
+                    raise
         self._try(self._delete_branch)
         return Published(
             url=f"{self._api.endpoint}/{'datasets/' if self._kind == 'dataset' else ''}{self._repo}",

@@ -31,9 +31,9 @@ PARTIAL = ".partial"
 
 
 _S3 = ("s3", "s3a")
-_S3_ATTEMPTS = 6
-"""Tries of one request on a 5xx, a throttling answer or a broken connection, 1, 2, 4, ... s apart at most (botocore's
-`standard` mode); s3fs tries anew around it, so that an outage of about a minute is waited out."""
+_S3_ATTEMPTS = 10
+"""Tries of one request on a 5xx, a throttling answer or a broken connection, with pauses of botocore's `standard` mode
+(random, up to 1, 2, 4, ... 20 s): about a minute in all."""
 _CONFLICT_TRIES = 20
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
@@ -209,6 +209,14 @@ def _advice(error: Exception, url: str) -> UserError | None:
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, on the driver and on every worker"
         return explain(what="there are no credentials for the object store", where=url, fix=fix)
+    if name in (
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+        "ConnectionClosedError",
+        "ReadTimeoutError",
+    ):
+        fix = "check the network and AWS_ENDPOINT_URL; the same command again goes on"
+        return explain(what=f"the object store does not answer: {error}", where=url, fix=fix)
     if isinstance(error, PermissionError):
         fix = f"check the credentials, and that they may get, put, list and delete objects in `{bucket}`"
         return explain(what=f"the object store refuses to write: {error}", where=url, fix=fix)

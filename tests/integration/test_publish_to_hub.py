@@ -49,15 +49,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Publisher:
     """`infinity-mm publish` in its own process; what it prints is kept, to be searched for the token."""
 
-    def __init__(self, hub: LoopbackHub, home: Path, *command: str) -> None:
+    def __init__(self, hub: LoopbackHub, home: Path, *command: str, script: Path | None = None) -> None:
         self.hub, self.output = hub, ""
-        self._command = [
-            sys.executable,
-            "-c",
-            "from infinity_mm.cli import main; main()",
-            "publish",
-            *command,
-        ]
+        begin = [str(script)] if script else ["-c", "from infinity_mm.cli import main; main()", "publish"]
+        self._command = [sys.executable, *begin, *command]
         self.home = home
         self._env = {
             **os.environ,
@@ -184,7 +179,7 @@ def test_killed_at_a_point_and_repeated_main_shows_the_whole_set_at_once(
     ):  # a third time: nothing to do, nothing written but the deletion that finds nothing
         commits = len(hub.repos[NAME].commits)
         assert publisher.run() == 0, publisher.output
-        assert "main has this very set already" in publisher.last
+        assert "main has this very set" in publisher.last
         assert len(hub.repos[NAME].commits) == commits
 
 
@@ -215,7 +210,8 @@ def test_a_new_set_replaces_an_old_one_at_once_and_spares_the_files_of_others(
 
 
 def test_a_dry_run_writes_nothing_and_needs_no_login(hub: LoopbackHub, run_dir: str, tmp_path: Path) -> None:
-    publisher = Publisher(hub, tmp_path / "hf", run_dir, "--repo", "me/squares", "--dry-run")
+    arguments = (run_dir, "--repo", "me/squares", "--dry-run")
+    publisher = Publisher(hub, tmp_path / "hf", *arguments, script=ROOT / "pipelines" / "publish.py")
     assert publisher.run(HF_TOKEN="") == 0, publisher.output
     assert "would be created" in publisher.last
     assert "data/train-00000-of-00004.parquet" in publisher.last
@@ -266,6 +262,21 @@ def test_a_hub_that_fails_now_and_then_is_asked_again(hub: LoopbackHub, run_dir:
     check_silent(publisher)
 
 
+def test_two_processes_that_publish_the_same_set_at_once_both_end_well(
+    hub: LoopbackHub, run_dir: str, tmp_path: Path
+) -> None:
+    both = [Publisher(hub, tmp_path / name, run_dir, "--repo", "me/squares") for name in ("a", "b")]
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda p=p: codes.append(p.run())) for p in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [0, 0], both[0].output + both[1].output
+    check_whole(hub, run_dir)
+    assert len([tree for tree in hub.repos[NAME].seen if len(tree) > 1]) == 1
+
+
 READER = """
 import json, sys
 from datasets import load_dataset
@@ -290,7 +301,9 @@ def test_the_data_set_loads_from_the_hub_as_the_card_says_and_equals_the_runs_fi
     want = []
     for row in rows:
         image = Image.open(io.BytesIO(row["images"][0]["bytes"]))
-        want.append([row["id"], row["messages"], list(image.size), list(image.getpixel((0, 0)))])
+        color = image.getpixel((0, 0))
+        assert isinstance(color, tuple)
+        want.append([row["id"], row["messages"], list(image.size), list(color)])
     env = {
         **os.environ,
         "HF_ENDPOINT": hub.url,

@@ -177,8 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self._answer(body)
             lost = hub.after is not None and hub.after(number, self.command, path) == "lose"
         if lost:
-            answer = 503, {"error": "not now"}
-        self._send(*answer)
+            self._send(503, {"error": "not now"})
+        else:
+            self._send(*answer)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":

@@ -42,9 +42,7 @@ class LoopbackS3:
 
     def __enter__(self) -> Self:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self._server = make_server("127.0.0.1", 0, self._handle, threaded=True, request_handler=_Quiet)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self.open(0)
         self.env = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.server_port}",
             "AWS_ACCESS_KEY_ID": "loopback",
@@ -55,9 +53,21 @@ class LoopbackS3:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self, port: int) -> None:
+        """Listen; 0 is any free port."""
+        self._server = make_server("127.0.0.1", port, self._handle, threaded=True, request_handler=_Quiet)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> int:
+        """Stop listening, and forget nothing; returns the port."""
+        port = self._server.server_port
         self._server.shutdown()
         self._thread.join(20)
         self._server.server_close()
+        return port
 
     def use(self, patch: pytest.MonkeyPatch) -> None:
         """Point this process at the server, and make the bucket."""

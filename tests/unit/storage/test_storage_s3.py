@@ -82,6 +82,29 @@ def test_a_creation_whose_answer_was_lost_is_there_but_does_not_count_as_ours(
     assert files.read(f"{base}/a") == b"a"
 
 
+def test_a_store_that_is_away_for_a_moment_is_waited_for(base: str, server: LoopbackS3) -> None:
+    port = server.close()
+    opener = threading.Timer(0.3, server.open, [port])
+    opener.start()
+    files.write(f"{base}/a", b"a")
+    opener.join()
+    assert files.read(f"{base}/a") == b"a"
+
+
+def test_a_store_that_does_not_answer_is_said_as_such(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setattr(files, "_S3_ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    files._s3.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"does not answer(.|\n)*AWS_ENDPOINT_URL"):
+            files.write(f"{base}/a", b"a")
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        files._s3.cache_clear()
+
+
 def test_a_missing_bucket_is_said_as_such(base: str) -> None:
     with pytest.raises(UserError, match="there is no bucket `nowhere`"):
         files.create("s3://nowhere/a", b"a")
