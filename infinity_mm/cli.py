@@ -92,7 +92,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="A run directory, finished or not.")],
+    run: Annotated[str, typer.Argument(help="A run directory, finished or not: a path or a URL.")],
     samples: Annotated[int, typer.Option(help="Most samples in one section of the page.", min=2)] = 48,
     seed: Annotated[int, typer.Option(help="Decides which samples are shown.")] = 0,
     as_json: JsonFlag = False,
@@ -253,6 +253,39 @@ def doctor(
         print_findings(findings, Console())
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    target: Annotated[str, typer.Argument(help="A run directory (path or URL), or a checkpoint folder.")],
+    repo: Annotated[str, typer.Option(help="USER/NAME or ORG/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Make the repository private, if it has to be made.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would go where; nothing is written.")] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Another Hub; default HF_ENDPOINT, then the public one.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Publish a run as a data set, or a checkpoint as a model, on the Hugging Face Hub.
+
+    Readers of `main` see the whole set or nothing of it, and the same command again goes on where it was. Log in first
+    with `hf auth login`, or set HF_TOKEN.
+    """
+    from infinity_mm.publishing import target as publishing
+
+    console = _console(as_json)
+    if dry_run:
+        plan = publishing.dry_run(target, repo=repo, private=private, endpoint=endpoint)
+        _print_json(plan) if as_json else publishing.print_plan(plan, console)
+        return
+    done = publishing.publish_target(
+        target,
+        repo=repo,
+        private=private,
+        endpoint=endpoint,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )
+    _print_json(done) if as_json else publishing.print_done(done, console)
 
 
 @windtunnel.command()

@@ -16,19 +16,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, final
 
-import fsspec
 import pyarrow.parquet as pq
 from PIL import Image
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, ConversationSource, Message, Turns
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
+from infinity_mm.storage.files import open_fs
 from infinity_mm.vision.images import decode_image
 
 
 @lru_cache(maxsize=64)
 def _parquet(path: str) -> pq.ParquetFile:
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = open_fs(path)
     return pq.ParquetFile(cast(Any, filesystem.open(inner, "rb")))
 
 
@@ -73,10 +73,10 @@ class ParquetSource:
 @lru_cache(maxsize=16)
 def _parquet_groups(path: str) -> tuple[tuple[str, int, int], ...]:
     """(file, row group, rows) of all files, in order."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = open_fs(path)
     if filesystem.isdir(inner):
         inner = f"{inner.rstrip('/')}/**/*.parquet"
-    files = sorted(filesystem.glob(inner)) if "*" in inner else [inner]
+    files = cast("list[str]", sorted(filesystem.glob(inner)) if "*" in inner else [inner])
     if not files or not filesystem.exists(files[0]):
         raise explain(
             what=f"no Parquet file at {path}", where="YAML section `data`", fix="correct data[].path"

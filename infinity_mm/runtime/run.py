@@ -1,6 +1,6 @@
 """A run directory: its paths, its committed samples and files, its images, its journal.
 
-runs/<name>/  run.json  run.lock  manifest/  shards/  dropped/  quarantine/  ledger/  metrics/  files/
+runs/<name>/  run.json  lock/  manifest/  shards/  dropped/  quarantine/  ledger/  metrics/  files/
               images/  journal/
 """
 
