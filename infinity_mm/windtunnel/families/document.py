@@ -79,7 +79,8 @@ def _sample_form(rng: random.Random) -> Scene:
 def field_value(rng: random.Random, field: str) -> str:
     """A value that a form may show for this field."""
     if field == "Code":
-        return "".join(rng.choices(CODE_CHARACTERS, k=3))
+        code = "".join(rng.choices(CODE_CHARACTERS, k=3))
+        return field_value(rng, field) if code == "THE" else code  # which a question would lose as an article
     known = {"Name": NAMES, "City": CITIES, "Day": DAYS}.get(field)
     return rng.choice(known) if known else str(rng.randint(1, 99))
 

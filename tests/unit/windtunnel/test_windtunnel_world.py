@@ -8,7 +8,7 @@ from PIL import Image
 
 from infinity_mm.errors import UserError
 from infinity_mm.windtunnel import words
-from infinity_mm.windtunnel.families import FAMILY_BY_NAME
+from infinity_mm.windtunnel.families import FAMILY_BY_NAME, document
 from infinity_mm.windtunnel.families.base import font, num_characters, text_width_px
 from infinity_mm.windtunnel.world import (
     boxes_px,
@@ -114,3 +114,11 @@ def test_drawn_words_are_never_wider_than_sampling_assumes(font_px: int) -> None
     fields = [f"{field}: WWW" for field in words.FIELDS]
     for text in (*words.ITEMS, *words.TITLES, *words.NUMBER_HEADERS, *words.SIGN_WORDS, *fields, "20", "99"):
         assert font(font_px).getlength(text) <= text_width_px(text, font_px)
+
+
+def test_no_code_reads_as_an_article(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "CODE_CHARACTERS", "THE")
+    rng = random.Random(0)
+    codes = {document.field_value(rng, "Code") for _ in range(400)}
+    assert len(codes) == 3**3 - 1
+    assert "THE" not in codes
