@@ -22,8 +22,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "loopback"))
+from committed_run import make_run  # noqa: E402 # pyright: ignore[reportMissingImports]
 from loopback_hub import TOKEN, Blob, LoopbackHub  # noqa: E402 # pyright: ignore[reportMissingImports]
-from toy_run import make_run  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 from infinity_mm.publishing.run_bundle import run_bundle  # noqa: E402
 

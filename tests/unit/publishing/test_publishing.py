@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "loopback"))
-from toy_run import make_run  # pyright: ignore[reportMissingImports]
+from committed_run import make_run  # pyright: ignore[reportMissingImports]
 
 from infinity_mm.errors import UserError
 from infinity_mm.publishing import hub
