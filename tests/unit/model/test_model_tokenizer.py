@@ -1,14 +1,13 @@
 """The trained tokenizer: any text round-trips, digits stand alone, the template marks what is trained."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_vlm import tokenizer
 
 from infinity_mm.model.tokenizer import build_tokenizer
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=60))
 def test_any_text_round_trips(text: str) -> None:
     ids = tokenizer().encode(text, add_special_tokens=False)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infinity_mm.errors import UserError
@@ -38,7 +38,6 @@ def test_the_line_is_drawn_where_the_policy_says(
     assert (found.name, found.reason) == decision
 
 
-@settings(deadline=None)  # a shared machine stalls now and then
 @given(
     overall=st.none() | st.integers(1, 10),
     expected=st.none() | st.floats(1, 10),
