@@ -92,15 +92,200 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    pictures: Annotated[int, typer.Option(help="Pictures on the page.", min=0)] = 60,
+    run: Annotated[str, typer.Argument(help="A run directory, finished or not: a path or a URL.")],
+    samples: Annotated[int, typer.Option(help="Most samples in one section of the page.", min=2)] = 48,
+    seed: Annotated[int, typer.Option(help="Decides which samples are shown.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write `report/index.html` of a run: the funnel, the figures and a sample of pictures."""
-    from infinity_mm.report.run_report import write_report
+    """Write `report/index.html` of a run: the funnel, the figures, and pictures with what was made of them."""
+    from infinity_mm.report.run_report import ReportConfig, write_report
 
-    path = write_report(run, num_pictures=pictures)
-    _print_json({"report": str(path)}) if as_json else Console().print(f"wrote {path}")
+    written = write_report(run, ReportConfig(per_section=samples, seed=seed))
+    if as_json:
+        _print_json(written.to_plain())
+    else:
+        size = f"{written.bytes / 1e6:.1f} MB, {written.rows} samples, {written.pictures} pictures"
+        Console().print(f"wrote {written.path} ({size})", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def trace(
+    run: Annotated[str, typer.Argument(help="A run directory, finished or not.")],
+    sample: Annotated[str, typer.Argument(help="Id of a sample, or the beginning of its image's id.")] = "",
+    image: Annotated[str, typer.Option(help="SHA-256 of an image, or the beginning of it.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Say where a sample or an image comes from, which calls made it, and what became of it and why."""
+    from infinity_mm.report.trace import trace_image, trace_sample
+    from infinity_mm.report.trace_print import print_image, print_sample
+    from infinity_mm.runtime.run import Run
+
+    if bool(sample) == bool(image):
+        raise explain(
+            what="trace needs a sample id or an image, and not both",
+            where="infinity-mm trace",
+            fix="infinity-mm trace RUN SAMPLE_ID, or infinity-mm trace RUN --image SHA256",
+        )
+    found = trace_image(Run(run), image) if image else trace_sample(Run(run), sample)
+    if as_json:
+        _print_json(found)
+    else:
+        (print_image if image else print_sample)(found, Console())
+
+
+@app.command(name="try")
+def try_(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders, or patterns in quotes.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server, as in http://localhost:8000/v1.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Its name on the server; without --endpoint nano-teacher (drawn pictures only), a folder or a Hub id."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Most pictures to work.", min=1, max=1000)] = 20,
+    questions: Annotated[int, typer.Option(help="Kinds of question for each picture.", min=1, max=10)] = 3,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            help="open_clip model that tags pictures, so that questions fit them, as in ViT-B-32/laion2b_s34b_b79k "
+            "(downloads 600 MB once). Default: no tags, kinds of question that fit any picture."
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder for page and run; default: one below runs/try for this very command."),
+    ] = None,
+    open_page: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Show the page in a browser; default: in a terminal."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Try the synthesis on some of your own pictures: one page of what is kept, repaired and dropped, and why.
+
+    The same command again goes on where it was; with a larger --n it goes further.
+    """
+    from infinity_mm.trial.show import run_and_show
+
+    code = run_and_show(
+        images,
+        endpoint=endpoint,
+        model=model,
+        num_pictures=n,
+        questions_per_image=questions,
+        tagger=tagger,
+        api_key_env=api_key_env,
+        out=out,
+        open_page=open_page,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("synth.yaml"),
+    images: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of your images; without it drawn pictures and nano-teacher."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server; default with --images: http://localhost:8000/v1."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The teacher's name on the server, a folder or a Hub id.")
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(help="open_clip model that tags pictures, or `none` for no tags and no download."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a first configuration for pipelines/synth.py, with every key explained."""
+    from infinity_mm.trial.starter import Starter, next_steps, write_starter
+
+    starter = Starter(
+        path=path, images=images, endpoint=endpoint, model=model, tagger=tagger, api_key_env=api_key_env
+    )
+    config = write_starter(starter, force=force)
+    steps = list(next_steps(starter))
+    if as_json:
+        _print_json({"config": str(path), "run_dir": config.run_dir, "next_commands": steps})
+    else:
+        lines = "\n".join(f"  {step}" for step in steps)
+        Console().print(f"wrote {path}; next:\n{lines}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    endpoint: Annotated[str | None, typer.Option(help="A model server that a run will ask.")] = None,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL that a run will be written to; default: the current folder."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look at versions, GPU, memory, disk, Ray, Hub and model server, with a fix for every finding; 1 on problems."""
+    from dataclasses import asdict
+
+    from infinity_mm.doctor.checks import CHECKS, print_findings
+    from infinity_mm.doctor.finding import Asked, run_checks
+
+    with Console(stderr=True).status("looking around; starting Ray takes a few seconds"):
+        findings = run_checks(Asked(run_dir=run_dir, endpoint=endpoint, api_key_env=api_key_env), CHECKS)
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings, Console())
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    target: Annotated[str, typer.Argument(help="A run directory (path or URL), or a checkpoint folder.")],
+    repo: Annotated[str, typer.Option(help="USER/NAME or ORG/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Make the repository private, if it has to be made.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would go where; nothing is written.")] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Another Hub; default HF_ENDPOINT, then the public one.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Publish a run as a data set, or a checkpoint as a model, on the Hugging Face Hub.
+
+    Readers of `main` see the whole set or nothing of it, and the same command again goes on where it was. Log in first
+    with `hf auth login`, or set HF_TOKEN.
+    """
+    from infinity_mm.publishing import target as publishing
+
+    console = _console(as_json)
+    if dry_run:
+        plan = publishing.dry_run(target, repo=repo, private=private, endpoint=endpoint)
+        _print_json(plan) if as_json else publishing.print_plan(plan, console)
+        return
+    done = publishing.publish_target(
+        target,
+        repo=repo,
+        private=private,
+        endpoint=endpoint,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )
+    _print_json(done) if as_json else publishing.print_done(done, console)
 
 
 @windtunnel.command()
@@ -137,6 +322,75 @@ def teacher(
     _print_json(result) if as_json else Console().print_json(json.dumps(result))
 
 
+# formats: import and export of training data
+@app.command(name="import")
+def import_data(
+    format: Annotated[str, typer.Argument(help="llava, messages, infinity-mm or coco.")],
+    path: Annotated[
+        Path, typer.Argument(help="JSON file (llava, coco); file or folder of Parquet or tars (the others).")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder to write; it appears whole or not at all.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image names are relative to; default: that of the file.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Data set name for rows that give none.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence for rows that give none.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read training data of another format into the layout that runs publish and `train/sft.py` reads.
+
+    Every row is taken or listed in rejected.jsonl with its reason. Exits with 1 if no row could be taken.
+    """
+    from infinity_mm.formats.convert import import_data
+
+    with _console(as_json).status(f"reading {path}"):
+        summary = import_data(format, path, out, images=images, source=source, licence=licence)
+    _print_conversion(summary, out, as_json)
+
+
+@app.command(name="export")
+def export_data(
+    run_or_folder: Annotated[Path, typer.Argument(help="A finished run, or a folder that `import` wrote.")],
+    to: Annotated[str, typer.Option(help="messages, llava, infinity-mm, swift or llamafactory.")],
+    out: Annotated[Path, typer.Option(help="New folder to write; it appears whole or not at all.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write published or imported rows in the format of another tool; image bytes stay as they are.
+
+    Rows that the format cannot hold are listed in rejected.jsonl. Exits with 1 if no row could be written.
+    """
+    from infinity_mm.formats.convert import export_data
+
+    with _console(as_json).status(f"reading {run_or_folder}"):
+        summary = export_data(run_or_folder, to, out)
+    _print_conversion(summary, out, as_json)
+
+
+def _print_conversion(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    from infinity_mm.formats.convert import REJECTED_FILE
+
+    if as_json:
+        _print_json(summary | {"out": str(out)})
+    else:
+        console = Console(highlight=False)
+        console.print(
+            f"{summary['rows']} rows in {summary['read']}: {summary['taken']} written as {summary['written']} "
+            f"({summary['text_only']} of text only, {summary['multi_image']} with several images), "
+            f"{summary['rejected']} rejected"
+        )
+        for reason, count in summary["reasons"].items():
+            console.print(f"  {count:>8}  {reason}")
+        for name, count in summary["not_carried"].items():
+            console.print(
+                f"  {count:>8}  rows without their field `{name}`, which has no place", markup=False
+            )
+        console.print(
+            f"wrote {out}; what was rejected is in {out / REJECTED_FILE}", soft_wrap=True, markup=False
+        )
+    if not summary["taken"]:
+        raise typer.Exit(1)
+
+
 def _console(as_json: bool) -> Console:
     """With `--json`, standard output holds the JSON alone and progress goes to standard error."""
     return Console(stderr=as_json)
@@ -167,5 +421,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        console = Console(stderr=True)
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)  # it may hold [brackets]
         sys.exit(2)

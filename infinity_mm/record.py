@@ -189,6 +189,8 @@ class Dropped:
     reason: str
     sample: Sample | None = None
     """The dropped record, so that a person can look at it and a policy can change its mind."""
+    detail: str = ""
+    """What exactly was wrong, where the reason alone does not say it (which earlier question is repeated)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,19 +16,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, final
 
-import fsspec
 import pyarrow.parquet as pq
 from PIL import Image
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, ConversationSource, Message, Turns
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
+from infinity_mm.storage.files import open_fs
 from infinity_mm.vision.images import decode_image
 
 
 @lru_cache(maxsize=64)
 def _parquet(path: str) -> pq.ParquetFile:
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = open_fs(path)
     return pq.ParquetFile(cast(Any, filesystem.open(inner, "rb")))
 
 
@@ -41,7 +41,10 @@ def _row_group(path: str, group: int) -> list[dict[str, Any]]:
 @final
 @dataclass(frozen=True)
 class ParquetSource:
-    """Our published format: `images` list of {bytes, path}, `messages` list of {role, content: [{type, text}]}."""
+    """Our published format: `images` list of {bytes, path}, `messages` list of {role, content: [{type, text}]}.
+
+    What `infinity-mm import` writes is the same: rows of text have no images, rows of several have one place each.
+    """
 
     path: str
     """A file, a folder or a pattern with `*`; local or any URL that fsspec reads."""
@@ -70,10 +73,10 @@ class ParquetSource:
 @lru_cache(maxsize=16)
 def _parquet_groups(path: str) -> tuple[tuple[str, int, int], ...]:
     """(file, row group, rows) of all files, in order."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = open_fs(path)
     if filesystem.isdir(inner):
         inner = f"{inner.rstrip('/')}/**/*.parquet"
-    files = sorted(filesystem.glob(inner)) if "*" in inner else [inner]
+    files = cast("list[str]", sorted(filesystem.glob(inner)) if "*" in inner else [inner])
     if not files or not filesystem.exists(files[0]):
         raise explain(
             what=f"no Parquet file at {path}", where="YAML section `data`", fix="correct data[].path"
@@ -94,13 +97,18 @@ def _from_row(row: Mapping[str, Any], fallback_id: str) -> Conversation:
             content = "".join(
                 IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in content
             )
-        messages.append(Message(message["role"], content))
+        messages.append(Message(message["role"], _tight(content)))
     return Conversation(
         id=str(row.get("id") or fallback_id),
         images=tuple(decode_image(image["bytes"]) for image in row.get("images") or ()),
         messages=tuple(messages),
         domain=str(row.get("source") or "default"),
     )
+
+
+def _tight(text: str) -> str:
+    """LLaVA writes "<image>\\n"; our chat template has nothing between an image and the text."""
+    return text.replace(f"{IMAGE_PLACEHOLDER}\n", IMAGE_PLACEHOLDER)
 
 
 @final
@@ -139,9 +147,7 @@ class LlavaJsonSource:
             id=str(row.get("id", index)),
             images=tuple(_read_image(Path(self.image_folder) / name) for name in names),
             messages=tuple(
-                # LLaVA writes "<image>\n"; our chat template has nothing between an image and the text.
-                Message(cast(Any, roles[m["from"]]), m["value"].replace("<image>\n", "<image>"))
-                for m in row["conversations"]
+                Message(cast(Any, roles[m["from"]]), _tight(m["value"])) for m in row["conversations"]
             ),
         )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -29,6 +31,7 @@ from infinity_mm.vision.images import BadImage
 if TYPE_CHECKING:
     import aiohttp
 
+_JSON = {"Content-Type": "application/json"}
 _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
 
@@ -88,7 +91,7 @@ class OpenAISpec:
             raise need("aiohttp", extra="synth", purpose="asking a model server")
         import aiohttp
 
-        key = _api_key(self.api_key_env)
+        key = api_key(self.api_key_env)
         async with aiohttp.ClientSession(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
@@ -169,7 +172,9 @@ class OpenAIEngine:
         import aiohttp
 
         try:
-            async with self._session.post(url, json=payload) as response:
+            # As a file: aiohttp warns of a body of more than 1 MiB in one piece, and an image is soon that large.
+            body_json = io.BytesIO(json.dumps(payload).encode())
+            async with self._session.post(url, data=body_json, headers=_JSON) as response:
                 body = await response.text(errors="replace")
                 if response.status == 200:
                     return read_reply(body, choices), None
@@ -209,7 +214,8 @@ class OpenAIEngine:
         return Failure(reason=failure.reason, detail=detail, retryable=failure.retryable)
 
 
-def _api_key(variable: str | None) -> str | None:
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable, None for None; raises `UserError` if the variable is empty."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

@@ -1,112 +1,131 @@
-"""The page of one run: summary figures, and a spread of its pictures with every pair that was made of them.
+"""The page of one run: read it once, choose what to show, fetch only the pictures that are shown.
 
-run directory --pairs, dropped, images--> Card* --render_page--> report/index.html
+run directory --scan--> counts + sections --Shelf--> gallery --render_page--> report/index.html
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from infinity_mm.errors import explain
-from infinity_mm.record import Sample
-from infinity_mm.report.page import Card, Pair, render_page, table_rows
+from infinity_mm.report.figures import charts_html, cost_tables, funnel_html
+from infinity_mm.report.page import Page, render_page
+from infinity_mm.report.scan import ReportConfig, Scan, scan
+from infinity_mm.report.shelf import Shelf
+from infinity_mm.report.thumbs import OVER_BUDGET, Thumbnails
 from infinity_mm.runtime.run import Run
-from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.journey_pass import PAIRS_FILE
+from infinity_mm.storage import files
 
-FIGURES = (
-    "images", "questions_asked", "calls", "kept", "conversations", "types_covered", "answer_accuracy_before",
-    "answer_accuracy_after", "right_answers_kept_share", "images_read", "pairs_kept", "pairs_rewritten", "wall_s",
-)  # fmt: skip
-"""Single figures of `summary.json` that stand at the top of the page, those of them that are there."""
+MAX_BYTES = 25_000_000
+"""Largest page."""
+_THUMB_BYTES = 16_000_000
 
 
-def write_report(run_dir: Path, *, num_pictures: int) -> Path:
-    """Write `report/index.html` into a finished run; returns its path. Raises UserError if there is no such run."""
-    if not (run_dir / "summary.json").is_file():
-        raise explain(
-            what=f"{run_dir} holds no finished run: it has no summary.json",
-            where="infinity-mm report",
-            fix="give the run_dir of a run that has ended; the same synthesis command again finishes one",
-        )
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A page that was written."""
+
+    path: str
+    bytes: int
+    rows: int
+    """Questions, pairs and other samples on the page."""
+    rows_in_run: int
+    """Questions and pairs in the run."""
+    pictures: int
+    pictures_left_out: Mapping[str, int]
+    """Reason -> number."""
+    sections: Mapping[str, int]
+    """Section -> samples."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def write_report(run_dir: str, config: ReportConfig | None = None) -> Report:
+    """Write `report/index.html` into a run, finished or not; raises `UserError` if nothing of it is committed."""
+    config = config or ReportConfig()
     run = Run(str(run_dir))
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    page = render_page(
-        title=f"Run {run_dir.name}", tables=_tables(summary), cards=list(_cards(run, num_pictures))
+    found = scan(run, config)
+    thumbs = Thumbnails(images=run.images, px=config.thumbnail_px, max_bytes=_THUMB_BYTES)
+    shelf = Shelf(run, found, config, thumbs)
+    shelf.fill()
+    gallery = shelf.gallery()
+    page = Page(
+        title=f"Run {found.config.get('config', {}).get('name') or run.run_dir.rstrip('/').rpartition('/')[2]}",
+        lead=_lead(found),
+        numbers=_numbers(found),
+        funnel_html=funnel_html(found.funnel),
+        charts_html=charts_html(found),
+        tables=cost_tables(found),
+        notes=_notes(found, shelf, config, thumbs.left_out),
+        gallery=gallery,
     )
-    path = run_dir / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _tables(summary: dict[str, Any]) -> list[tuple[str, list[list[Any]]]]:
-    tables = [("Figures", table_rows({k: summary[k] for k in FIGURES if k in summary}, ("", "value")))]
-    names = ("continued", "expanded", "merged", "dropped", "quarantined")
-    fates = [["stage", *names]]
-    for stage, counts in summary.get("fates", {}).items():
-        if counts:
-            fates.append([stage, *(counts.get(name, "") for name in names)])
-    tables.append(("Fates per stage", fates))
-    reasons = [
-        [f"{stage}: {reason}", number]
-        for kind in ("dropped", "quarantined")
-        for stage, found in summary.get(kind, {}).items()
-        for reason, number in found.items()
-    ]
-    tables.append(("Why samples ended", [["stage: reason", "samples"], *reasons] if reasons else []))
-    for key, heading in (
-        ("rewrites", "Rewrites"),
-        ("student_accuracy", "Students (held-out scenes)"),
-        ("phase_s", "Seconds per phase"),
-    ):
-        if key in summary:
-            tables.append((heading, table_rows(summary[key], ("", "value"))))
-    return tables
-
-
-def _cards(run: Run, num_pictures: int) -> Iterator[Card]:
-    """Pictures spread evenly over the run in id order."""
-    pairs: dict[str, list[tuple[Sample, Pair]]] = defaultdict(list)
-    for sample, pair in _pairs(run):
-        pairs[sample.images[0].sha256].append((sample, pair))
-    shas = sorted(pairs)
-    stride = max(1, len(shas) // max(1, num_pictures))
-    for sha in shas[::stride][:num_pictures]:
-        sample = pairs[sha][0][0]
-        image = sample.images[0]
-        tags = ", ".join(tag.name for tag in sample.tags or ())
-        yield Card(
-            id=sha[:12],
-            image=run.images.read(image),
-            caption=f"{image.source}, {image.width} x {image.height} px, tags: {tags or 'none'}",
-            pairs=[pair for _, pair in sorted(pairs[sha], key=lambda row: row[0].id)],
+    data = render_page(page).encode()
+    if len(data) > MAX_BYTES:
+        raise explain(
+            what=f"the page would have {len(data):,} bytes, more than {MAX_BYTES:,}",
+            where=run.run_dir,
+            fix="show fewer samples (--samples) or smaller pictures",
         )
-
-
-def _pairs(run: Run) -> Iterator[tuple[Sample, Pair]]:
-    manifest = run.manifest("journeys")
-    for unit in manifest.units if manifest else ():
-        for line in read_jsonl(run.read_file("journeys", unit, PAIRS_FILE)):
-            sample = Sample.from_json(json.dumps(line["sample"]))
-            yield sample, _pair(sample, "rewritten" if sample.previous else "kept", "")
-    for row in run.dropped("journeys") if manifest else ():
-        sample = Sample.from_json(json.dumps(row["sample"]))
-        yield sample, _pair(sample, "dropped", f"{row['stage']}: {row['reason']}")
-
-
-def _pair(sample: Sample, fate: str, reason: str) -> Pair:
-    return Pair(
-        question=sample.question or "(no question)",
-        answer=sample.answer or "",
-        style=sample.style or "",
-        type=sample.instruction_type or "",
-        score=None if sample.score is None else sample.score.value,
-        fate=fate,
-        reason=reason,
-        previous=sample.previous[0][0] if sample.previous else "",
+    path = run.path("report", "index.html")
+    files.write(path, data)
+    return Report(
+        path=path,
+        bytes=len(data),
+        rows=len(gallery.rows),
+        rows_in_run=found.counts.rows.total(),
+        pictures=len(gallery.thumbnails),
+        pictures_left_out=dict(thumbs.left_out),
+        sections={section["name"]: section["rows"] for section in gallery.sections},
     )
+
+
+def _lead(found: Scan) -> str:
+    done = ", ".join(manifest.pass_name for manifest in found.passes)
+    versions = found.config.get("versions", {})
+    parts = [f"Committed passes: {done}."]
+    if "infinity-mm" in versions:
+        parts.append(f"Made with infinity-mm {versions['infinity-mm']}.")
+    if found.config.get("commit"):
+        parts.append(f"Commit {found.config['commit'][:12]}.")
+    if found.passes[-1].pass_name != "publish":
+        parts.append("The run is not finished: later passes are not committed.")
+    return " ".join(parts)
+
+
+def _numbers(found: Scan) -> list[tuple[str, str]]:
+    totals = {manifest.pass_name: manifest.totals for manifest in found.passes}
+    rows = found.counts.rows
+    numbers = [
+        ("files read", totals.get("read", {}).get("in")),
+        ("distinct images", totals.get("unique", {}).get("out")),
+        ("pairs kept", rows["kept"] + rows["rewritten"] if "journeys" in totals else None),
+        ("of those rewritten", rows["rewritten"] if "journeys" in totals else None),
+        ("dropped on the way", rows["dropped"] if "journeys" in totals else None),
+        ("quarantined", sum(t["quarantined"] for t in totals.values())),
+        ("rows published", totals.get("publish", {}).get("out")),
+    ]
+    return [(name, f"{value:,}") for name, value in numbers if value is not None]
+
+
+def _notes(found: Scan, shelf: Shelf, config: ReportConfig, left_out: Mapping[str, int]) -> list[str]:
+    num = found.counts.rows.total()
+    notes = [
+        f"The funnel and the distributions count everything: {num:,} questions and pairs with the end each came to.",
+        f"The pictures are a sample: {len(shelf.rows):,} samples are on the page, chosen by a hash of their ids and "
+        f"seed {config.seed}, so the same run and seed always show the same ones.",
+        f"Texts longer than {config.text_chars:,} characters are cut and say so. Control and direction characters are "
+        "written out as ⟨U+…⟩.",
+        f"Pictures are shrunk to at most {config.thumbnail_px} px and each stands on the page once.",
+        "A question that was answered in three styles counts three times as a pair, and once where it was dropped "
+        "before.",
+    ]
+    if shelf.rows_left_out:
+        notes.append(f"{shelf.rows_left_out:,} more chosen samples were left out to keep the page small.")
+    for reason, number in sorted(left_out.items()):
+        text = "to keep the page small" if reason == OVER_BUDGET else f"because of {reason}"
+        notes.append(f"{number:,} pictures are not shown, {text}.")
+    return notes

@@ -1,6 +1,6 @@
 """A run directory: its paths, its committed samples and files, its images, its journal.
 
-runs/<name>/  run.json  run.lock  manifest/  shards/  dropped/  quarantine/  ledger/  metrics/  files/
+runs/<name>/  run.json  lock/  manifest/  shards/  dropped/  quarantine/  ledger/  metrics/  files/
               images/  journal/
 """
 
@@ -103,6 +103,15 @@ class Run:
                 fix=f"it has: {', '.join(there) or 'no files'}",
             )
         return manifest.read_object(self.run_dir, entry.objects[f"file/{name}"])
+
+    def committed_files(self, pass_name: str) -> list[tuple[str, str]]:
+        """Return (name, path inside the run directory) of all `files` of a committed pass, by name."""
+        return sorted(
+            (kind.removeprefix("file/"), stored.path)
+            for entry in self._entries(pass_name)
+            for kind, stored in entry.objects.items()
+            if kind.startswith("file/")
+        )
 
     def ledger(self, pass_name: str) -> Iterator[Line]:
         """Yield the ledger of a committed pass."""

@@ -19,7 +19,7 @@ from infinity_mm.record import SCHEMA_VERSION, canonical_json, digest
 from infinity_mm.runtime.events import Listener, PassCommitted, PassSkipped, PassStarted, UnitDone
 from infinity_mm.runtime.executors import Executor
 from infinity_mm.runtime.ledger import COUNTS, Parts, check_pass, check_sums, read_ledger
-from infinity_mm.runtime.lock import run_lock
+from infinity_mm.runtime.lock import Held, run_lock
 from infinity_mm.runtime.passes import Pass, Unit
 from infinity_mm.runtime.run import Run
 from infinity_mm.runtime.work import Failed, PassWork
@@ -68,7 +68,7 @@ def run_passes(
     names = [pass_.name for pass_ in passes]
     _check_names(names, what="pass")
     summaries: list[PassSummary] = []
-    with run_lock(run.path("run.lock")):
+    with run_lock(run.path("lock")) as lock:
         before: Manifest | None = None
         for pass_ in passes:
             start = time.monotonic()
@@ -81,7 +81,9 @@ def run_passes(
             else:
                 skipped = False
                 manifest.withdraw(run.run_dir, {pass_.name})
-                committed, num_worked = _work_pass(pass_, run, executor, tell, fingerprint, before, start)
+                committed, num_worked = _work_pass(
+                    pass_, run, executor, tell, lock, fingerprint, before, start
+                )
                 tell(PassCommitted(pass_name=pass_.name, totals=committed.totals, seconds=committed.seconds))
             summaries.append(
                 PassSummary(
@@ -103,6 +105,7 @@ def _work_pass(
     run: Run,
     executor: Executor,
     tell: Listener,
+    lock: Held,
     fingerprint: str,
     before: Manifest | None,
     start: float,
@@ -116,6 +119,7 @@ def _work_pass(
     if todo:
         with closing(executor.map(PassWork(pass_=pass_, run=run, generation=generation), todo)) as outcomes:
             for outcome in outcomes:
+                lock.check()
                 if isinstance(outcome, Failed):
                     raise outcome.error
                 counts, seconds = outcome.counts, outcome.seconds
@@ -139,6 +143,7 @@ def _work_pass(
         after=None if before is None else before.pass_name,
         seconds=time.monotonic() - start,
     )
+    lock.check()
     manifest.commit_pass(run.run_dir, committed)
     return committed, len(todo)
 

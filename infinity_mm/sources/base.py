@@ -9,11 +9,10 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
-
-import fsspec
+from typing import Any, Protocol, cast, runtime_checkable
 
 from infinity_mm.record import Sample, Turn, digest
+from infinity_mm.storage.files import open_fs
 from infinity_mm.vision.images import BadImage
 
 
@@ -93,9 +92,9 @@ _REASONS = {
 def read_uri(uri: str, *, max_bytes: int) -> bytes:
     """The bytes at a path or URL; raises `BadImage` for what cannot be read or is larger than `max_bytes`."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = open_fs(uri)
         with open(uri, "rb") if os.path.isabs(uri) else filesystem.open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            data = cast(bytes, file.read(max_bytes + 1))
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, "unreadable_file")
         raise BadImage(reason, f"{type(error).__name__}: {error.strerror or error}") from error

@@ -9,6 +9,7 @@ from typing import Literal, assert_never
 
 from infinity_mm.errors import UserError, explain
 from infinity_mm.sources.base import Source
+from infinity_mm.sources.file_list import FileListSource
 from infinity_mm.sources.folder import FolderSource
 from infinity_mm.sources.llava import LlavaSource
 from infinity_mm.sources.windtunnel import WindTunnelSource
@@ -18,11 +19,12 @@ from infinity_mm.sources.windtunnel import WindTunnelSource
 class SourceConfig:
     """One place that images come from."""
 
-    kind: Literal["folder", "llava", "windtunnel"]
+    kind: Literal["folder", "files", "llava", "windtunnel"]
     name: str | None = None
     """Unique in the run; part of every item's id, so renaming a source renames its items. Default: the kind."""
     path: str | None = None
-    """folder: the root; llava: the JSON or JSONL file. An absolute path; for a folder also a URL."""
+    """folder: the root; files: a text file whose lines are JSON strings, each the absolute path of an image; llava: the
+    JSON or JSONL file. An absolute path; for a folder also a URL."""
     image_root: str | None = None
     """llava: what `image` is relative to; default is the folder of the JSON file."""
     use_conversations: bool = True
@@ -65,6 +67,9 @@ def open_source(config: SourceConfig) -> Source:
         case "folder":
             assert config.path is not None
             return FolderSource(name=name, root=config.path, licence=licence)
+        case "files":
+            assert config.path is not None
+            return FileListSource(name=name, path=config.path, licence=licence)
         case "llava":
             assert config.path is not None
             return LlavaSource(

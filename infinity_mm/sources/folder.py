@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
-import fsspec
-
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
 from infinity_mm.sources.base import SourceItem, read_uri
+from infinity_mm.storage.files import open_fs
 
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
@@ -158,7 +157,7 @@ def _key(relative: str) -> str:
 
 def _walk_remote(url: str) -> Iterator[_Entry]:
     """Object stores have neither folders nor links: names decide."""
-    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem, root = open_fs(url)
     protocol = url.partition("://")[0]
     for path in filesystem.find(root):
         relative = path[len(root) :].lstrip("/")

@@ -8,7 +8,6 @@ copy   --> merged into it, wherever that one lies
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, final
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, final
 from infinity_mm.record import Emitted, Fate, ImageSlot, Outcome, Sample, Turn, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.sources.read_pass import ITEMS_FILE
+from infinity_mm.storage.shards import read_jsonl
 
 if TYPE_CHECKING:
     from infinity_mm.runtime.run import Run
@@ -64,8 +64,9 @@ class UniquePass:
 
 def _in_order(run: Run, pass_name: str, unit: str) -> Sequence[Sample]:
     """The samples of a unit as the source listed them; a shard has them in order of id."""
-    lines = run.read_file(pass_name, unit, ITEMS_FILE).decode().splitlines()
-    order = {json.loads(line)["id"]: number for number, line in enumerate(lines)}
+    # Not `splitlines`: a file name may hold U+2028, which JSON leaves as it is.
+    rows = read_jsonl(run.read_file(pass_name, unit, ITEMS_FILE))
+    order = {row["id"]: number for number, row in enumerate(rows)}
     return sorted(run.unit_samples(pass_name, unit), key=lambda sample: order[sample.id])
 
 

@@ -3,9 +3,12 @@
     put(key, value) --buffer--> sync() --one write, one fsync--> <sequence>-<worker>-<random>.jsonl
     Journal(directory) --reads all segments--> get(key)
 
-Workers share a directory and never touch each other's files. Where two workers recorded the same key, the entry
-in the first segment by name wins, then the first line: a rule that depends on the files alone, so that every
-later reading agrees. Within one opening an answer once given is never replaced.
+Workers share a directory and never touch each other's files. An object store has no append: there a segment is a row
+of numbered objects, one per sync, and its writer folds each full row of them into one.
+
+Where two workers recorded the same key, the entry in the first segment by name wins, then the first line: a rule that
+depends on the files alone, so that every later reading agrees. Within one opening an answer once given is never
+replaced.
 """
 
 from __future__ import annotations
@@ -16,20 +19,23 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, cast, final, runtime_checkable
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from typing import Any, Protocol, final, runtime_checkable
 
 from infinity_mm.errors import explain
 from infinity_mm.record import canonical_json
+from infinity_mm.storage import files
 
 _WORKER = re.compile(r"[A-Za-z0-9_.-]+")
 _CHECK_CHARS = 12
 """48 bits: a wrong line passes once in 3e14."""
 _HEAD = b'{"check":"'
+FOLD_PARTS = 256
+"""Objects of a segment on an object store that are folded into one."""
+_READERS = 16
+"""Objects read at once when a journal on an object store is opened."""
 _BODY = len(_HEAD) + _CHECK_CHARS + len(b'",')
 """Where the checked part of a line starts."""
 
@@ -108,15 +114,24 @@ class Journal:
         """Read what other workers have recorded since; returns the number of new keys."""
         with self._memory:
             before = len(self._lines)
-            for name, size in sorted(self._store.sizes().items()):
-                offset, line_number = self._read_to.get(name, (0, 0))
-                is_own = self._segment is not None and name.startswith(self._segment)
-                if size > offset and not is_own:
-                    self._read(name, offset, line_number)
+            while not self._read_new():
+                pass  # a writer folded its objects between our listing and our reading
             return len(self._lines) - before
 
-    def _read(self, name: str, offset: int, line_number: int) -> None:
-        complete, _, _torn = self._store.read(name, offset).rpartition(b"\n")
+    def _read_new(self) -> bool:
+        """Whether everything that was listed could be read."""
+        new: dict[str, int] = {}
+        for name, size in sorted(self._store.sizes().items()):
+            offset, _ = self._read_to.get(name, (0, 0))
+            if size > offset and not (self._segment is not None and name.startswith(self._segment)):
+                new[name] = offset
+        found = self._store.read(new)
+        for name, data in found.items():
+            self._read(name, data, *self._read_to.get(name, (0, 0)))
+        return len(found) == len(new)
+
+    def _read(self, name: str, data: bytes, offset: int, line_number: int) -> None:
+        complete, _, _torn = data.rpartition(b"\n")
         if not complete:
             return
         for line in complete.split(b"\n"):
@@ -132,6 +147,27 @@ class Journal:
         return f"{max(numbers, default=0) + 1:08d}-{self._worker}-{secrets.token_hex(4)}"
 
 
+def find_entries(directory: str, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The values recorded for some keys, by the same rule as `Journal`, one segment in memory at a time.
+
+    Key -> value; keys without a line are left out. Raises `UserError` for a damaged line of one of the keys.
+    """
+    store = _open_segments(directory)
+    wanted = {canonical_json(key).encode(): key for key in keys}
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted(store.sizes()):
+        complete, _, _torn = store.read({name: 0})[name].rpartition(b"\n")
+        for number, line in enumerate(complete.split(b"\n"), start=1):
+            if not line.startswith(b'"key":', _BODY):
+                continue
+            start = _BODY + len(b'"key":')
+            key = wanted.get(line[start : line.find(b'"', start + 1) + 1])
+            if key is not None and key not in found:
+                _checked_key(line, where=f"{store.path(name)}, line {number}")
+                found[key] = _decode(line)["value"]
+    return found
+
+
 @runtime_checkable
 class _Segments(Protocol):
     """The files of a journal directory."""
@@ -140,8 +176,8 @@ class _Segments(Protocol):
         """Bytes of every segment file, by file name."""
         ...
 
-    def read(self, name: str, offset: int) -> bytes:
-        """A file's bytes from an offset on."""
+    def read(self, offsets: Mapping[str, int]) -> dict[str, bytes]:
+        """Bytes of files from an offset on, in the given order; a file that is gone is left out."""
         ...
 
     def append(self, segment: str, data: bytes) -> None:
@@ -154,8 +190,9 @@ class _Segments(Protocol):
 
 
 def _open_segments(directory: str) -> _Segments:
-    fs, root = fsspec.url_to_fs(directory)
-    return _LocalSegments(Path(root)) if isinstance(fs, LocalFileSystem) else _ObjectSegments(fs, root)
+    if files.is_local(directory):
+        return _LocalSegments(Path(files.open_fs(directory)[1]))
+    return _ObjectSegments(directory)
 
 
 @final
@@ -168,10 +205,8 @@ class _LocalSegments:
     def sizes(self) -> dict[str, int]:
         return {file.name: file.stat().st_size for file in self._directory.glob("*.jsonl")}
 
-    def read(self, name: str, offset: int) -> bytes:
-        with (self._directory / name).open("rb") as file:
-            file.seek(offset)
-            return file.read()
+    def read(self, offsets: Mapping[str, int]) -> dict[str, bytes]:
+        return {name: files.read(self.path(name), start=offset) for name, offset in offsets.items()}
 
     def append(self, segment: str, data: bytes) -> None:
         file = self._directory / f"{segment}.jsonl"
@@ -208,32 +243,47 @@ class _LocalSegments:
 
 @final
 class _ObjectSegments:
-    """A numbered object per write, because an object store has no append."""
+    """A numbered object per write, because an object store has no append; each full row of them becomes one.
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, root: str) -> None:
-        self._fs, self._root = fs, root
-        self._parts = 0
+    Folding keeps the lines, their order and the start of the name, so that the first of two lines stays the first.
+    A kill between writing the one and removing the many leaves lines twice, which changes nothing.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._folds = 0
+        self._parts: list[bytes] = []
 
     def sizes(self) -> dict[str, int]:
-        self._fs.invalidate_cache()
-        if not self._fs.isdir(self._root):
-            return {}
-        files = (
-            (entry["name"].rpartition("/")[2], entry["size"])
-            for entry in self._fs.ls(self._root, detail=True)
-        )
-        return {name: size for name, size in files if name.endswith(".jsonl")}
+        found = files.sizes(self._root)
+        return {name: size for name, size in found.items() if name.endswith(".jsonl")}
 
-    def read(self, name: str, offset: int) -> bytes:
-        return cast(bytes, self._fs.cat_file(self.path(name), start=offset))
+    def read(self, offsets: Mapping[str, int]) -> dict[str, bytes]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = zip(offsets, pool.map(self._read, offsets, offsets.values()))
+            return {name: data for name, data in found if data is not None}
 
     def append(self, segment: str, data: bytes) -> None:
-        self._fs.makedirs(self._root, exist_ok=True)
-        self._fs.pipe_file(self.path(f"{segment}-{self._parts:06d}.jsonl"), data)
-        self._parts += 1
+        files.write(self.path(self._part(segment, len(self._parts))), data)
+        self._parts.append(data)
+        if len(self._parts) >= FOLD_PARTS:
+            files.write(self.path(f"{segment}-{self._folds:06d}.jsonl"), b"".join(self._parts))
+            old = [self._part(segment, number) for number in range(len(self._parts))]
+            self._folds, self._parts = self._folds + 1, []
+            for name in old:
+                files.remove(self.path(name))
 
     def path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return files.join(self._root, name)
+
+    def _part(self, segment: str, number: int) -> str:
+        return f"{segment}-{self._folds:06d}-{number:06d}.jsonl"
+
+    def _read(self, name: str, offset: int) -> bytes | None:
+        try:
+            return files.read(self.path(name), start=offset)
+        except FileNotFoundError:
+            return None
 
 
 def _encode(key: str, value: Mapping[str, Any]) -> bytes:

@@ -28,9 +28,10 @@ class Distinct:
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """In the order of the plan, so that which one goes on does not depend on who answered first."""
         index = QuestionIndex()
+        earlier = [index.add(sample.id, sample.question or "") for sample in samples]
         return [
             keep(sample)
-            if index.add(sample.id, sample.question or "") is None
-            else drop(sample, self.name, "duplicate_question")
-            for sample in samples
+            if same is None
+            else drop(sample, self.name, "duplicate_question", detail=f"repeats {same}")
+            for sample, same in zip(samples, earlier)
         ]

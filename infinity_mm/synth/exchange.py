@@ -124,6 +124,9 @@ class Exchange:
         )
 
     def _outcome(self, sample: Sample, answer: Reply | Failure, call: Call, read: Read) -> Outcome:
+        return _with_call(self._read(sample, answer, read), call)
+
+    def _read(self, sample: Sample, answer: Reply | Failure, read: Read) -> Outcome:
         if isinstance(answer, Failure):
             return Quarantined(
                 id=sample.id,
@@ -135,7 +138,7 @@ class Exchange:
         if printable(answer.text) != answer.text:
             return unreadable(sample, self.stage, "invalid_unicode", answer)
         try:
-            return _with_call(read(sample, answer), call)
+            return read(sample, answer)
         except UserError:
             raise
         except Exception as error:
@@ -160,9 +163,9 @@ def keep(sample: Sample) -> Emitted:
     return Emitted(sample=sample)
 
 
-def drop(sample: Sample, stage: str, reason: str) -> Dropped:
+def drop(sample: Sample, stage: str, reason: str, detail: str = "") -> Dropped:
     """The sample ends here; its record stays for a person to look at."""
-    return Dropped(id=sample.id, stage=stage, reason=reason, sample=sample)
+    return Dropped(id=sample.id, stage=stage, reason=reason, sample=sample, detail=detail)
 
 
 def quarantine(sample: Sample, stage: str, error: Exception) -> Quarantined:

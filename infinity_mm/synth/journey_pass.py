@@ -188,4 +188,6 @@ def check_outages(metrics: Mapping[str, float], max_failed_share: float) -> None
 def set_aside(outcome: Dropped | Quarantined) -> dict[str, Any]:
     """A row for people: why, and the whole record."""
     row = {"id": outcome.id, "stage": outcome.stage, "reason": outcome.reason, "sample": outcome.sample}
-    return row | {"error": outcome.error} if isinstance(outcome, Quarantined) else row
+    if isinstance(outcome, Quarantined):
+        return row | {"error": outcome.error}
+    return row | {"detail": outcome.detail} if outcome.detail else row

@@ -29,7 +29,7 @@ def _list(feature: object) -> dict[str, object]:
     return {"feature": feature, "_type": "List"}
 
 
-_FEATURES = {
+FEATURES: dict[str, object] = {
     "id": _TEXT,
     "images": _list({"_type": "Image"}),
     "messages": _list({"role": _TEXT, "content": _list({"type": _TEXT, "text": _TEXT})}),
@@ -37,6 +37,7 @@ _FEATURES = {
     "licence": _TEXT,
     "provenance": _TEXT,
 }
+"""Columns in the words of the datasets library."""
 _PART = pa.struct([("type", pa.string()), ("text", pa.string())])
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(_PART))])
 SCHEMA = pa.schema(
@@ -48,7 +49,7 @@ SCHEMA = pa.schema(
         ("licence", pa.string()),
         ("provenance", pa.string()),
     ],
-    metadata={"huggingface": canonical_json({"info": {"features": _FEATURES}})},
+    metadata={"huggingface": canonical_json({"info": {"features": FEATURES}})},
 )
 _LEAVES = (
     "id",
@@ -114,21 +115,31 @@ def parquet_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """The file. Image bytes are compressed already; the same rows give the same bytes with the same pyarrow."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     sink = io.BytesIO()
-    options: dict[str, Any] = {  # pyarrow takes dictionaries and lists here; its stubs say otherwise
-        "compression": {path: "none" if path.startswith("images.") else "zstd" for path in _LEAVES},
+    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, **parquet_options())
+    return sink.getvalue()
+
+
+def parquet_options(*more_columns: str) -> dict[str, Any]:
+    """Writer settings for this layout and plain columns added to it; image bytes are compressed already."""
+    return {
+        "version": "2.6",
+        "data_page_version": "1.0",
+        "compression": {
+            path: "none" if path.startswith("images.") else "zstd" for path in (*_LEAVES, *more_columns)
+        },
         "use_dictionary": ["source", "licence"],
         "write_statistics": ["id"],
     }
-    pq.write_table(
-        table, sink, version="2.6", data_page_version="1.0", row_group_size=ROW_GROUP_ROWS, **options
-    )
-    return sink.getvalue()
 
 
 def file_name(image: ImageRef, data: bytes) -> str:
     """A name for the image where one is wanted: by content, never a path of this machine."""
-    ending = next((ending for head, ending in _ENDINGS.items() if data.startswith(head)), "bin")
-    return f"{image.sha256[:16]}.{ending}"
+    return f"{image.sha256[:16]}.{image_ending(data)}"
+
+
+def image_ending(data: bytes) -> str:
+    """The usual ending of a file with these first bytes, `bin` for an unknown format."""
+    return next((ending for head, ending in _ENDINGS.items() if data.startswith(head)), "bin")
 
 
 def _content(part: Part, id_: str) -> dict[str, str | None]:

@@ -41,7 +41,7 @@ class PlanConfig:
     """How types of question are spread over images."""
 
     tree: str = "windtunnel"
-    """`windtunnel`, `default`, or the path of a YAML file."""
+    """`windtunnel`, `default`, `any_picture` (few types that need no tags), or the path of a YAML file."""
     seeds: str = "windtunnel"
     """`windtunnel`, `tree` (the typical tags of each type), or the path of a JSONL file."""
     num_seed_scenes: int = 400

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, final
 from infinity_mm.config import to_plain
 from infinity_mm.record import Dropped, Emitted, Outcome, Sample, canonical_json, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
-from infinity_mm.taxonomy.tagger import ClipTagger, Tagger, TaggerConfig, choose_tags, weights_on_disk
+from infinity_mm.taxonomy.tagger import (
+    ClipTagger,
+    NoTagger,
+    Tagger,
+    TaggerConfig,
+    choose_tags,
+    weights_on_disk,
+)
 from infinity_mm.taxonomy.vocabulary import load_vocabulary
 from infinity_mm.vision.images import BadImage, decode_image
 
@@ -56,7 +63,8 @@ class TagPass:
 
     @asynccontextmanager
     async def _open(self, run: Run) -> AsyncIterator[PassWorker]:
-        yield TagWorker(pass_=self, run=run, tagger=ClipTagger(self.config), journal=run.journal(self.name))
+        tagger = NoTagger() if self.config.model == "none" else ClipTagger(self.config)
+        yield TagWorker(pass_=self, run=run, tagger=tagger, journal=run.journal(self.name))
 
 
 @final

@@ -32,7 +32,7 @@ class TaggerConfig:
     model: str = "nano-clip"
     """`nano-clip`, the path of a folder made by train/clip.py, or what open_clip knows: `name/pretrained` such as
     `ViT-B-32/laion2b_s34b_b79k` (what follows the first slash may be the path of a file), `hf-hub:owner/name`,
-    `local-dir:/path`."""
+    `local-dir:/path`. `none` gives no tags: every image gets types that suit any image."""
     vocabulary: str = "windtunnel"
     """`windtunnel`, `general`, or the path of a text file with one tag per line."""
     prompt: str = "{tag}"
@@ -101,6 +101,17 @@ class ClipTagger:
         return found
 
 
+@final
+class NoTagger:
+    """Scores nothing: for a first look without another model."""
+
+    fingerprint = digest("no-tagger")
+
+    def scores(self, pictures: Sequence[Image]) -> list[dict[str, float]]:
+        """No tag for any picture."""
+        return [{} for _ in pictures]
+
+
 def choose_tags(scores: Mapping[str, float], config: TaggerConfig) -> tuple[Tag, ...]:
     """The tags that count, best first."""
     ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -111,7 +122,7 @@ def choose_tags(scores: Mapping[str, float], config: TaggerConfig) -> tuple[Tag,
 
 def weights_on_disk(model: str) -> str:
     """What can be said of a model without loading it: the hash of a local folder's files, else its name."""
-    folder = _nano_folder(model)
+    folder = None if model == "none" else _nano_folder(model)
     if folder is None:
         return model
     files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))

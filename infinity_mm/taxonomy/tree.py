@@ -17,7 +17,11 @@ from infinity_mm.record import digest
 Style = Literal["short", "brief", "detailed"]
 """How an answer is worded: a word or phrase, a short reason first, a full explanation first."""
 
-_SHIPPED = {"windtunnel": "tree.yaml", "default": "tree_default.yaml"}
+_SHIPPED = {
+    "windtunnel": "tree.yaml",
+    "default": "tree_default.yaml",
+    "any_picture": "tree_any_picture.yaml",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ class Tree:
 
     @classmethod
     def load(cls, name: str) -> Tree:
-        """Read a shipped tree (`windtunnel`, `default`) or the YAML file at a path."""
+        """Read a shipped tree (`windtunnel`, `default`, `any_picture`) or the YAML file at a path."""
         file = Path(__file__).parent / _SHIPPED[name] if name in _SHIPPED else Path(name)
         if not file.is_file():
             raise explain(

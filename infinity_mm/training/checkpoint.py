@@ -10,10 +10,7 @@ takes it for weights.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from transformers import PreTrainedModel
 from infinity_mm.data.loader import LoaderState
 from infinity_mm.errors import explain
 from infinity_mm.model.processor import InfinityMMProcessor
+from infinity_mm.storage.files import whole_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,23 +48,6 @@ class TrainerState:
     """Of the mixture."""
     config: dict[str, Any]
     """The resolved configuration."""
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `target` at the end, or leaves it as it was on any error."""
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if target.exists():
-        old = target.with_name(f"{target.name}.old.partial")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, target)
 
 
 def save_checkpoint(

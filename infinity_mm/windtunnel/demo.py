@@ -156,7 +156,7 @@ def run_demo(config: DemoConfig, *, console: Console) -> dict[str, Any]:
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     (run_dir / SUMMARY_FILE).write_text(text, encoding="utf-8")
     with console.status("writing the report"):
-        summary["report"] = str(write_report(run_dir, num_pictures=60))
+        summary["report"] = write_report(config.run_dir).path
     return summary
 
 

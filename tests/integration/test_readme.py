@@ -22,7 +22,7 @@ SMALL = {
         "python pipelines/synth.py --config configs/synth/windtunnel.yaml run_dir={tmp}/run"
         " 'read.sources=[{{kind: windtunnel, num_images: 6, world_seed: 1, split: held_out}}]'"
     ),
-    "infinity-mm report runs/synth_windtunnel": "infinity-mm report {tmp}/run --pictures 4",
+    "infinity-mm report runs/synth_windtunnel": "infinity-mm report {tmp}/run --samples 4",
     "accelerate launch train/sft.py --config configs/train/tiny.yaml": (
         "accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
         " train/sft.py --config configs/train/tiny.yaml out_dir={tmp}/tiny"

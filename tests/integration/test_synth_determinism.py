@@ -145,8 +145,10 @@ def settings(
     ]
 
 
-def configured(run_dir: str | Path, teacher: Teacher, *more: str) -> SynthConfig:
-    return load_config(SynthConfig, TINY, settings(run_dir, teacher, *more))
+def configured(
+    run_dir: str | Path, teacher: Teacher, *more: str, sources: Sequence[str] = SOURCES
+) -> SynthConfig:
+    return load_config(SynthConfig, TINY, settings(run_dir, teacher, *more, sources=sources))
 
 
 def outputs(run_dir: str | Path) -> dict[str, str]:
@@ -159,9 +161,7 @@ def outputs(run_dir: str | Path) -> dict[str, str]:
         for entry in manifest.entries(run.run_dir, committed):
             for kind, stored in entry.objects.items():
                 if kind != "metrics":
-                    assert (
-                        hashlib.sha256(Path(run.path(stored.path)).read_bytes()).hexdigest() == stored.sha256
-                    )
+                    manifest.read_object(run.run_dir, stored)  # checks the hash
                     found[f"{name}/{entry.unit}/{kind}"] = stored.sha256
     return found
 

@@ -219,3 +219,9 @@ def test_the_fingerprint_names_the_weights_and_not_the_address() -> None:
 def test_an_address_without_a_scheme_is_refused() -> None:
     with pytest.raises(UserError, match="localhost:8000/v1"):
         OpenAISpec(base_url="localhost:8000/v1", model="m", revision="r")
+
+
+def test_a_body_of_megabytes_is_sent_without_a_warning() -> None:
+    (reply,) = generate([ask("y" * 3_000_000)])
+    assert isinstance(reply, Reply)
+    assert len(reply.text) > 3_000_000

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -133,12 +134,12 @@ def test_a_run_that_dies_at_any_file_it_writes_or_removes_goes_on_to_the_same_by
     steps_left = 0
 
     def mortal(step: Callable[..., Any]) -> Callable[..., Any]:
-        def take(*args: Any) -> Any:
+        def take(*args: Any, **options: Any) -> Any:
             nonlocal steps_left
             steps_left -= 1
             if steps_left < 0:
                 raise PullThePlug  # and so does every later step, as of a process that is gone
-            return step(*args)
+            return step(*args, **options)
 
         return take
 
@@ -155,7 +156,7 @@ def test_a_run_that_dies_at_any_file_it_writes_or_removes_goes_on_to_the_same_by
         else:
             break
         steps_left = 10_000
-        Path(run.path("run.lock")).unlink(missing_ok=True)
+        shutil.rmtree(run.path("lock"), ignore_errors=True)
         run_passes(passes, run, LocalExecutor())
         assert outputs(run.run_dir) == outputs(tmp_path / "whole")
     assert num_deaths > 15
@@ -242,7 +243,7 @@ def test_what_a_unit_raises_is_raised_with_the_unit_named_and_the_rest_stays(tmp
     assert caught.value.__notes__ == ["while working unit 00001 of pass broken"]
     assert run.manifest("broken") is None
     assert list((tmp_path / "manifest/broken").glob("*/00000.json"))
-    assert not (tmp_path / "run.lock").exists()
+    assert list((tmp_path / "lock").iterdir()) == []
     summary = run_passes([Broken()], run, LocalExecutor())
     assert summary.passes[0].num_units == 3
 

@@ -1,7 +1,7 @@
 """A toy run: numbers in, some expanded, some dropped, some merged, one quarantined; a second pass doubles the rest.
 
 As a script it makes the run in a directory, to be killed from outside:
-`python toy_passes.py RUN_DIR local|ray NUM_WORKERS SECONDS_PER_UNIT`
+`python toy_passes.py RUN_DIR local|ray NUM_WORKERS SECONDS_PER_UNIT [NUM_UNITS LOG]`
 """
 
 from __future__ import annotations
@@ -187,10 +187,12 @@ def outputs(run_dir: str | Path) -> dict[str, str]:
     return found
 
 
-def main(run_dir: str, kind: str, num_workers: str, seconds: str) -> RunSummary:
-    log = f"{run_dir}.log"
+def main(
+    run_dir: str, kind: str, num_workers: str, seconds: str, num_units: str = "12", log: str = ""
+) -> RunSummary:
+    log = log or f"{run_dir}.log"
     passes = [
-        Numbers(num_units=12, seconds=float(seconds), log=log),
+        Numbers(num_units=int(num_units), seconds=float(seconds), log=log),
         Answers(seconds=float(seconds), log=log),
     ]
     config = ExecutorConfig(kind="ray" if kind == "ray" else "local", num_workers=int(num_workers))

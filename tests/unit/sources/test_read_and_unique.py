@@ -68,6 +68,12 @@ def test_the_first_of_equal_images_wins_and_the_others_are_merged_into_it(tmp_pa
         assert len(merged) == 2
 
 
+def test_file_names_with_other_line_ends_are_one_file_each(tmp_path: Path) -> None:
+    files = {"a\u2028b.png": png("red"), "c\u0085d.png": png("blue"), "e\x0bf.png": png("red")}
+    run = read(tmp_path, [folder(tmp_path, files)])
+    assert len(list(run.samples("unique"))) == 2
+
+
 def test_sizes_out_of_bounds_are_dropped_with_a_reason_and_a_detail(tmp_path: Path) -> None:
     files = {
         "small.png": png("red", (31, 40)),

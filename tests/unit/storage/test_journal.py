@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from infinity_mm.errors import UserError
-from infinity_mm.storage.journal import Journal
+from infinity_mm.storage.journal import Journal, find_entries
 
 
 def test_a_synced_value_is_read_back_by_the_next_opening(tmp_path: Path) -> None:
@@ -82,6 +82,29 @@ def test_of_two_workers_values_the_earlier_segments_wins_for_every_later_reader(
     assert second.refresh() == 1, "only `other` is new to it"
     assert second.get("k") == {"text": "from b"}, "an answer once given is never replaced"
     assert Journal(str(tmp_path), "c").get("k") == {"text": "from a"}
+
+
+def test_a_few_keys_are_found_by_the_same_rule_without_holding_the_journal(tmp_path: Path) -> None:
+    first, second = Journal(str(tmp_path), "w1"), Journal(str(tmp_path), "w0")
+    for journal, keys in ((first, "ab"), (second, "bc")):
+        for key in keys:
+            journal.put(key, {"by": journal is first, "text": '"key":"z"'})
+        journal.sync()
+    found = find_entries(str(tmp_path), ["a", "b", "z"])
+    assert {key: value["by"] for key, value in found.items()} == {"a": True, "b": True}
+    assert found["b"] == Journal(str(tmp_path), "w2").get("b")
+    assert find_entries(str(tmp_path / "nothing"), ["a"]) == {}
+
+
+def test_a_damaged_line_of_a_key_that_is_looked_up_is_named(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), "w0")
+    journal.put("k", {"text": "red"})
+    journal.sync()
+    (segment,) = tmp_path.iterdir()
+    segment.write_bytes(segment.read_bytes().replace(b"red", b"rad"))
+    with pytest.raises(UserError, match=f"{segment.name}, line 1"):
+        find_entries(str(tmp_path), ["k"])
+    assert find_entries(str(tmp_path), ["other"]) == {}
 
 
 def test_refresh_reads_what_others_wrote_since_and_counts_it(tmp_path: Path) -> None:

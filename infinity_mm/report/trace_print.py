@@ -1,0 +1,187 @@
+"""A trace for people: one screen per sample, in the order in which things happened.
+
+Everything from the run is printed as plain text: no console markup, no control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infinity_mm.report.text import clip
+
+_CHARS = 1500
+
+
+def print_sample(trace: Mapping[str, Any], console: Console) -> None:
+    """The answer of `trace_sample`."""
+    _title(console, f"Sample {trace['sample']}")
+    _line(console, "end", told(trace["end"]))
+    if trace["detail"]:
+        _line(console, "detail", trace["detail"])
+    _image(trace["image"], console)
+    _plan(trace["plan"], console)
+    _title(console, "What it says")
+    for name, value in trace["made"].items():
+        _line(console, name.replace("_", " "), value)
+    _judgement(trace["judgement"], console)
+    _calls(trace["calls"], console)
+    _title(console, "Fates, from the file to the end")
+    for step in trace["lineage"]:
+        for fate in step["fates"]:
+            reason = f" ({fate['reason']})" if fate.get("reason") else ""
+            into = f" -> {', '.join(fate['into'])}" if fate.get("into") else ""
+            _line(console, step["id"], f"{fate['pass']}/{fate['stage']}: {fate['fate']}{reason}{into}")
+    _run(trace["run"], console)
+
+
+def print_image(trace: Mapping[str, Any], console: Console) -> None:
+    """The answer of `trace_image`."""
+    _title(console, f"Image {trace['sha256']}")
+    _image(trace["image"], console)
+    _plan(trace["plan"], console)
+    table = Table(title="Samples of this image", title_justify="left")
+    for name in ("id", "question and answer", "score", "end"):
+        table.add_column(name, overflow="fold")
+    head = trace["sha256"][:16]
+    for row in trace["samples"]:
+        said = "\n".join(_plain(row[key]) for key in ("question", "answer") if row.get(key))
+        score = "" if row.get("score") is None else f"{row['score']:.2f}"
+        cells = (
+            row["id"].removeprefix(head) or row["id"],
+            said,
+            score,
+            told(row["end"]).replace(f"{head}.", "."),
+        )
+        table.add_row(*(Text(_plain(cell)) for cell in cells))
+    console.print(table)
+    _title(console, "Published rows")
+    for row in trace["published"]:
+        _line(console, row["id"], f"row {row['row']} of {row['file']}")
+    if not trace["published"]:
+        _line(console, "none", "no conversation about this image is in a published file")
+    _run(trace["run"], console)
+
+
+def told(end: Mapping[str, Any]) -> str:
+    """An end in words: `merged into X, published as row 4 of train-…`."""
+    if "published" in end:
+        return f"published as row {end['published']['row']} of {end['published']['file']}"
+    where = f" in {end['stage']}" if end["stage"] else ""
+    reason = f": {end['reason']}" if end["reason"] else ""
+    into = f" into {', '.join(end['into'])}" if end["into"] else ""
+    then = f", which was {told(end['then'])}" if "then" in end else ""
+    return f"{end['fate']}{where}{into}{reason}{then}"
+
+
+def _image(image: Mapping[str, Any], console: Console) -> None:
+    _title(console, "The image")
+    found = image["files"]
+    if isinstance(found, str):
+        _line(console, "file", found)
+    else:
+        for file in found:
+            _line(console, "file", f"{file['key']}, listed by source {file['source']}")
+    for ref in image.get("images", ()):
+        _line(console, "sha256", ref["sha256"])
+        _line(console, "source", ref["source"])
+        _line(console, "licence", ref["licence"])
+        _line(console, "size", f"{ref['width']} x {ref['height']} px")
+        _line(console, "bytes at", ref["uri"])
+    for name in ("uri", "licence", "sha256"):
+        if name in image:
+            _line(console, name, image[name])
+    if "tags" in image:
+        tags = image["tags"]
+        told_ = tags if isinstance(tags, str) else ", ".join(f"{t['name']} {t['score']:.3f}" for t in tags)
+        _line(console, "tags", told_ or "none above the tagger's threshold")
+    if isinstance(image.get("tagger"), Mapping):
+        _line(console, "tagged by", f"{image['tagger'].get('model')}, {_json(image['tagger'])}")
+
+
+def _plan(plan: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
+    _title(console, "Why this type of question")
+    if isinstance(plan, str) or not plan:
+        _line(console, "plan", plan if isinstance(plan, str) else "no question was planned")
+        return
+    for question in plan:
+        _line(console, question["question"], f"{question['type']}: {question['why']}")
+        for tag in question["best_tags"]:
+            _line(console, "", f"tag {tag['tag']} {tag['score']:.3f} x weight {tag['weight']:.3f}")
+        _line(
+            console, "quota",
+            f"{question['planned_of_type']} of {question['planned_in_all']} planned questions are of this type; "
+            f"{question['types_in_plan']} types are in the plan",
+        )  # fmt: skip
+        _line(console, "examples", " | ".join(question["examples"]))
+
+
+def _judgement(judgement: Mapping[str, Any] | str, console: Console) -> None:
+    _title(console, "Scores and rewriting")
+    if isinstance(judgement, str):
+        _line(console, "judge", judgement)
+        return
+    for number, step in enumerate(judgement["answers"]):
+        name = "first answer" if number == 0 else f"rewrite {number}"
+        _line(console, name, step["answer"] or "")
+        _line(console, "", step.get("policy", "the policy is not recorded"))
+        if step["score"]:
+            known = {k: v for k, v in step["score"].items() if v not in (None, (), [])}
+            _line(console, "", ", ".join(f"{name} {value}" for name, value in known.items()))
+    _line(console, "decision", judgement["decision"] or "none")
+
+
+def _calls(calls: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
+    _title(console, "Calls to models")
+    if isinstance(calls, str) or not calls:
+        _line(console, "calls", calls if isinstance(calls, str) else "none")
+        return
+    for call in calls:
+        _line(console, call["stage"], f"{call['settings']['role']}, {call['model']}")
+        _line(console, "  prompt", call["prompt"])
+        _line(console, "  sampling", f"temperature {call['temperature']:g}, seed {call['seed']}")
+        _line(console, "  settings", _json(call["settings"]["stage"]))
+        reply = call["reply"]
+        if isinstance(reply, str):
+            _line(console, "  reply", reply)
+        else:
+            tokens = f"{reply.get('prompt_tokens', 0)} + {reply.get('completion_tokens', 0)} tokens"
+            _line(console, "  reply", f"{reply.get('text', '')!r} ({reply.get('finish_reason')}, {tokens})")
+            if reply.get("choice_logprobs"):
+                shares = " ".join(f"{math.exp(value):.2f}" for value in reply["choice_logprobs"])
+                _line(console, "  choices", f"probabilities in order: {shares}")
+        for failure in call["failures"]:
+            _line(console, "  failure", f"{failure['reason']}: {failure['detail']}")
+        _line(console, "  journal", call["key"])
+
+
+def _run(run: Mapping[str, Any], console: Console) -> None:
+    _title(console, "The run")
+    _line(console, "folder", run["dir"])
+    _line(console, "seed", str(run["seed"]))
+    _line(console, "commit", str(run["commit"]))
+    _line(console, "passes", ", ".join(run["passes"]))
+
+
+def _title(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(_plain(text), style="bold"))
+
+
+def _line(console: Console, name: str, value: Any) -> None:
+    text = value if isinstance(value, str) else _json(value)
+    console.print(Text.assemble((f"  {_plain(name):<14} ", "dim"), _plain(text)), soft_wrap=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(text: Any) -> str:
+    return clip(str(text), _CHARS)
