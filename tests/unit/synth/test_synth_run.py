@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import io
 import json
@@ -19,9 +20,11 @@ from infinity_mm.config import build, load_config, to_plain
 from infinity_mm.engines import spec
 from infinity_mm.engines.openai import OpenAISpec
 from infinity_mm.errors import UserError
+from infinity_mm.eval.windtunnel import MemoryImages
 from infinity_mm.prompts import PromptSet
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import run_synthesis
+from infinity_mm.synth.stage import check_engines
 from infinity_mm.synth.stages import build_stages
 from infinity_mm.taxonomy import tag_pass
 from infinity_mm.taxonomy.tree import Tree
@@ -89,6 +92,17 @@ def test_the_real_configuration_asks_an_openai_compatible_server() -> None:
     loaded = load_config(SynthConfig, ROOT / "configs" / "synth" / "qwen2_5_vl.yaml")
     assert isinstance(loaded.engines.teacher.spec(), OpenAISpec)
     assert loaded.prompts == "default"
+
+
+def test_the_real_configuration_asks_its_server_for_nothing_it_cannot_do() -> None:
+    loaded = load_config(SynthConfig, ROOT / "configs" / "synth" / "qwen2_5_vl.yaml")
+    stages = build_stages(loaded, Tree.load(loaded.plan.tree), PromptSet.load(loaded.prompts))
+
+    async def check() -> None:
+        async with loaded.engines.teacher.spec().open(MemoryImages()) as teacher:
+            check_engines(stages, {"teacher": teacher, "judge": teacher})
+
+    asyncio.run(check())
 
 
 def test_a_run_goes_from_images_to_published_rows_and_its_sums_agree(config: SynthConfig) -> None:
