@@ -14,9 +14,9 @@ help:
 	@echo "make lint   ruff and pyright"
 	@echo "make bench  side-by-side measurements, printed as tables"
 
-$(VENV)/.installed: pyproject.toml constraints/cpu.txt
+$(VENV)/.installed: pyproject.toml constraints/cpu.txt constraints/dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) $(TORCH) -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints/dev.txt $(CONSTRAINTS) $(TORCH) -e '.[dev]'
 	@# A CUDA torchvision beside CPU torch breaks whatever imports it before our package does (`accelerate launch`).
 	$(if $(CONSTRAINTS),echo 'import infinity_mm' > $$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")/infinity_mm_compat.pth)
 	touch $@
