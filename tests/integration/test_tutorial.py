@@ -27,7 +27,7 @@ SMALL = {
     "try": " --n 3 --questions 2 --no-open",
     "init": "",
     "synth": " plan.questions_per_image=2",
-    "report": " --pictures 4",
+    "report": " --samples 4",
     "sft": " steps=2 save_every_steps=2 global_batch_rows=2 micro_batch_rows=1 num_workers=0 threads=1",
     "eval": " --images 2",
 }

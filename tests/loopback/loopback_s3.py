@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable
 from typing import Any, Self, final
 
@@ -79,8 +80,12 @@ class LoopbackS3:
             patch.setenv(name, value)
         files._s3.cache_clear()
         s3fs.S3FileSystem.clear_instance_cache()
+        # moto's objects live as long as the process: an earlier test file may have left some.
+        reset = urllib.request.Request(f"{self.env['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()
         fs, _ = files.open_fs(f"s3://{BUCKET}")
         fs.mkdir(BUCKET)
+        self.restart()
 
     def restart(self, *, before: Hook | None = None, after: Hook | None = None) -> None:
         """Count writes from 1 again, with these hooks."""
