@@ -119,7 +119,6 @@ class VlmServer:
             return refused
         if self.is_down:
             return web.json_response({"error": {"message": "shutting down"}}, status=503)
-        await asyncio.sleep(self._delay_s)
         content = body["messages"][-1]["content"]
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         prompt = "".join(part["text"] for part in parts if part["type"] == "text")
@@ -131,8 +130,9 @@ class VlmServer:
             )
         look = Look(images[0]) if images else None
         kind = kind_of(prompt)
-        self.calls[kind] += 1
+        self.calls[kind] += 1  # on arrival: a caller that went away while it waited is counted at once
         fault = self._fault(kind)
+        await asyncio.sleep(self._delay_s)
         if fault == "429":
             return web.json_response(
                 {"error": {"message": "rate limit"}}, status=429, headers={"Retry-After": "0"}
