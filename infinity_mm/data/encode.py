@@ -1,7 +1,7 @@
 """One conversation to token ids, labels, positions and patches.
 
     conversation --place_images--> messages --ChatML--> ids, labels, positions, branches
-                 --plan_slices, cut_views, to_patches--> pixel_values (P, C), view_shapes (V, 3)
+                 --plan_images, image_processor.pixels--> pixel_values (P, C), view_shapes (V, S)
 
 The ids are those of the tokenizer's own chat template. One deliberate choice: an answer is tokenised apart from the
 `assistant` line before it, as at generation time, where the prompt ends there. And text is never read as a special
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,10 +23,10 @@ from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Messa
 from infinity_mm.errors import explain
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.processor import InfinityMMProcessor
-from infinity_mm.model.schema import SchemaTokens, image_token_ids
+from infinity_mm.model.schema import image_token_ids
 from infinity_mm.model.tokenizer import IM_END, IM_START
-from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
-from infinity_mm.vision.slicing import SlicePlan, plan_slices
+from infinity_mm.vision.images import upright_rgb
+from infinity_mm.vision.plans import ImagePlan, plan_images, view_shapes
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -67,7 +66,7 @@ class Encoded:
     pixel_values: Tensor | None
     """(P, 3 * patch^2) float32, the patches of all views; None without images or where they come later."""
     view_shapes: Tensor | None
-    """(V, 3): image index in the sample, rows and columns in patches."""
+    """(V, S): image index in the sample, rows and columns in patches, and what else a plan's `view_shapes` say."""
 
 
 @dataclass
@@ -92,9 +91,9 @@ class Encoder:
         image_processor: InfinityMMImageProcessor = processor.image_processor
         tokenizer: PreTrainedTokenizerFast = processor.tokenizer
         self.tokenizer = tokenizer
-        self.slicing = image_processor.slice_config()
-        self.mean, self.std = image_processor.image_mean, image_processor.image_std
-        self.schema_ids = SchemaTokens().ids(tokenizer)
+        self.image_processor = image_processor
+        self.view_config = image_processor.view_config()
+        self.schema_ids = processor.schema_ids
         vocab = tokenizer.get_vocab()
         self.im_start, self.im_end = [vocab[IM_START]], [vocab[IM_END]]
         self.pad_id: int = (
@@ -104,15 +103,15 @@ class Encoder:
     def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
         """The whole sample, or all of it but the patches, which are most of the work."""
         images = [upright_rgb(image) for image in conversation.images]
-        plans = [plan_slices(*image.size, self.slicing) for image in images]
-        shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.view_shapes]
+        plans = plan_images([image.size for image in images], self.view_config)
+        shapes = view_shapes(plans)
         return Encoded(
             layout=self.layout(conversation, turns, plans),
             pixel_values=self.pixels(images, plans) if with_pixels and images else None,
             view_shapes=torch.tensor(shapes) if shapes else None,
         )
 
-    def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[SlicePlan]) -> Layout:
+    def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[ImagePlan]) -> Layout:
         """The text side; `plans` are those of the upright images."""
         messages = place_images(conversation)
         images = [image_token_ids(plan, self.schema_ids) for plan in plans]
@@ -123,12 +122,9 @@ class Encoder:
             self._write_independent(builder, conversation.id, messages, images)
         return self._tokenise(conversation.id, builder, len(images))
 
-    def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
+    def pixels(self, images: Sequence[Image.Image], plans: Sequence[ImagePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""
-        views = [view for image, plan in zip(images, plans) for view in cut_views(image, plan)]
-        return torch.from_numpy(
-            np.concatenate([to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in views])
-        )
+        return torch.from_numpy(self.image_processor.pixels(images, plans))
 
     def _write_causal(
         self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]

@@ -2,7 +2,8 @@
 
     pixel_values, view_shapes --vision_tower, connector--> image features --fuse--> embeddings --language_model-->
 
-Legend: B batch rows, T positions, P patches, V views, K image features, E text width, M labelled positions.
+Legend: B batch rows, T positions, P patches, V views, S numbers about a view (see `image_processor.py`), K image
+features, E text width, M labelled positions.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
@@ -23,6 +25,7 @@ from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.connector import CONNECTORS
 from infinity_mm.model.fusion import check_counts, fuse
+from infinity_mm.model.stitching import stitch
 from infinity_mm.model.vision_tower import VisionTower
 
 IGNORED_LABEL = -100
@@ -61,6 +64,13 @@ class InfinityMMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Transformers' own; a newline starts at the scale of a token embedding."""
+        super()._init_weights(module)
+        if isinstance(module, InfinityMMModel) and module.config.views == "anyres":
+            init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)
+
 
 class InfinityMMModel(InfinityMMPreTrainedModel):
     """The model without a head: hidden states of the language model."""
@@ -68,13 +78,15 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
     def __init__(self, config: InfinityMMConfig) -> None:
         super().__init__(config)
         vision, text = _sub_configs(config)
-        self.vision_tower = VisionTower(cast(Any, vision))
+        self.vision_tower = VisionTower(cast(Any, vision), post_layernorm=config.vision_post_layernorm)
         self.connector = CONNECTORS[config.connector](
             vision_dim=vision.hidden_size,
             text_dim=text.hidden_size,
             merge=config.merge,
             hidden_dim=config.connector_hidden or text.hidden_size,
         )
+        if config.views == "anyres":
+            self.image_newline = nn.Parameter(torch.empty(text.hidden_size))
         self.language_model: PreTrainedModel = AutoModel.from_config(text)
         self.post_init()
 
@@ -93,7 +105,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
     def get_image_features(
         self,
         pixel_values: Float[Tensor, "P F"] | Sequence[Tensor],
-        view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
+        view_shapes: Int[Tensor, "V S"] | Sequence[Tensor],
         return_dict: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling | list[Float[Tensor, "_ E"]]:
@@ -103,11 +115,16 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         takes. Lists with one entry per image are accepted; then the image index in `view_shapes` is not read.
         """
         pixel_values, view_shapes = _packed(pixel_values, view_shapes)
-        features_KE = self.connector(self.vision_tower(pixel_values, view_shapes), view_shapes)
-        num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
-        for image, rows, columns in view_shapes.tolist():
-            num_tokens[image] += rows * columns // self.config.merge**2
-        per_image = list(features_KE.split(num_tokens))
+        grids_V3 = view_shapes[:, :3]
+        features_KE = self.connector(self.vision_tower(pixel_values, grids_V3), grids_V3)
+        if self.config.views == "anyres":
+            per_image = stitch(features_KE, view_shapes, self.config.anyres_config(), self.image_newline)
+            features_KE = torch.cat(per_image)
+        else:
+            num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
+            for image, rows, columns in grids_V3.tolist():
+                num_tokens[image] += rows * columns // self.config.merge**2
+            per_image = list(features_KE.split(num_tokens))
         if not return_dict:
             return per_image
         return BaseModelOutputWithPooling(last_hidden_state=features_KE, pooler_output=cast(Any, per_image))
@@ -120,7 +137,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T E"] | None = None,
         pixel_values: Float[Tensor, "P F"] | None = None,
-        view_shapes: Int[Tensor, "V 3"] | None = None,
+        view_shapes: Int[Tensor, "V S"] | None = None,
         image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -212,7 +229,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
     def get_image_features(
         self,
         pixel_values: Float[Tensor, "P F"] | Sequence[Tensor],
-        view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
+        view_shapes: Int[Tensor, "V S"] | Sequence[Tensor],
         return_dict: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling | list[Float[Tensor, "_ E"]]:
@@ -227,7 +244,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T E"] | None = None,
         pixel_values: Float[Tensor, "P F"] | None = None,
-        view_shapes: Int[Tensor, "V 3"] | None = None,
+        view_shapes: Int[Tensor, "V S"] | None = None,
         image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         loss_weights: Float[Tensor, "B T"] | None = None,
@@ -336,7 +353,7 @@ def _sub_configs(config: InfinityMMConfig) -> tuple[PreTrainedConfig, PreTrained
 
 def _packed(
     pixel_values: Tensor | Sequence[Tensor], view_shapes: Tensor | Sequence[Tensor]
-) -> tuple[Float[Tensor, "P F"], Int[Tensor, "V 3"]]:
+) -> tuple[Float[Tensor, "P F"], Int[Tensor, "V S"]]:
     """Per-image lists joined into one packed batch, images numbered in order."""
     if not isinstance(pixel_values, Tensor):
         pixel_values = torch.cat(list(pixel_values))

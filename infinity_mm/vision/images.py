@@ -15,7 +15,9 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from infinity_mm.errors import explain
+from infinity_mm.errors import UserError, explain
+from infinity_mm.vision.anyres import AnyresPlan
+from infinity_mm.vision.plans import ImagePlan
 from infinity_mm.vision.slicing import SlicePlan
 
 MAX_PIXELS = 89_478_485
@@ -127,21 +129,69 @@ def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
     return scaled.round().astype(np.uint8)
 
 
-def cut_views(image: Image.Image, plan: SlicePlan) -> list[Image.Image]:
-    """The plan's views of an RGB picture: overview, then slices row by row, all bicubic.
+def cut_views(
+    image: Image.Image, plan: ImagePlan, mean: Sequence[float] = (0.5, 0.5, 0.5)
+) -> list[Image.Image]:
+    """The plan's views of an RGB picture, in their order, all bicubic; `mean` colours the sides of a padded square.
+
+    Raises UserError when the plan is for another size.
+    """
+    if isinstance(plan, AnyresPlan):
+        return _cut_tiles(image, plan, mean)
+    return _cut_slices(image, plan)
+
+
+def _cut_slices(image: Image.Image, plan: SlicePlan) -> list[Image.Image]:
+    """Overview and slices.
 
     Slices are a regular crop of the whole picture resized to grid * slice size (LLaVA-UHD's July 2024 code). A plan
-    with a padded canvas puts the picture at the top left on white. Raises UserError when the plan is for another size.
+    with a padded canvas puts the picture at the top left on white.
     """
     canvas = _on_canvas(image, plan.canvas_size)
-    views = [canvas.resize(plan.overview_size, Image.Resampling.BICUBIC)]
-    if plan.grid is not None and plan.slice_size is not None:
-        (columns, rows), (width, height) = plan.grid, plan.slice_size
-        sheet = canvas.resize((columns * width, rows * height), Image.Resampling.BICUBIC)
-        for top in range(0, rows * height, height):
-            for left in range(0, columns * width, width):
-                views.append(sheet.crop((left, top, left + width, top + height)))
-    return views
+    overview = canvas.resize(plan.overview_size, Image.Resampling.BICUBIC)
+    if plan.grid is None or plan.slice_size is None:
+        return [overview]
+    (columns, rows), (width, height) = plan.grid, plan.slice_size
+    sheet = canvas.resize((columns * width, rows * height), Image.Resampling.BICUBIC)
+    slices = _regular_crop(sheet, plan.slice_size, plan.slice_size)
+    return [overview, *slices] if plan.overview == "first" else [*slices, overview]
+
+
+def _cut_tiles(image: Image.Image, plan: AnyresPlan, mean: Sequence[float]) -> list[Image.Image]:
+    """Base view and tiles: the picture squashed into one tile, then in its own aspect on black, cut into squares.
+
+    An image among others is padded to a square in the mean colour and has this one view. A tile's last pixels, too
+    few for a patch, are cut off.
+    """
+    if image.size != plan.image_size:
+        raise _other_size(image, plan.image_size)
+    seen, tile = plan.views[0].size, (plan.tile_px, plan.tile_px)
+    if plan.grid is None:
+        side = max(image.size)
+        color = tuple(int(255 * value) for value in mean)
+        image = _centred(image, (side, side), color)
+    base = image.resize(tile, Image.Resampling.BICUBIC).crop((0, 0, *seen))
+    if plan.grid is None:
+        return [base]
+    sheet_size = (plan.grid[0] * plan.tile_px, plan.grid[1] * plan.tile_px)
+    sheet = _centred(image.resize(plan.resized_size, Image.Resampling.BICUBIC), sheet_size, (0, 0, 0))
+    return [base, *_regular_crop(sheet, tile, seen)]
+
+
+def _regular_crop(sheet: Image.Image, step: tuple[int, int], size: tuple[int, int]) -> list[Image.Image]:
+    """Pieces of `size` whose corners lie on a grid of `step`, row by row."""
+    return [
+        sheet.crop((left, top, left + size[0], top + size[1]))
+        for top in range(0, sheet.height, step[1])
+        for left in range(0, sheet.width, step[0])
+    ]
+
+
+def _centred(image: Image.Image, size: tuple[int, int], color: tuple[int, ...]) -> Image.Image:
+    """The picture in the middle of a canvas; the odd pixel goes to the right and the bottom."""
+    canvas = Image.new("RGB", size, color)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
 
 
 def _on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -150,14 +200,18 @@ def _on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         return image
     longer = (size[0] - image.width, size[1] - image.height)
     if min(longer) != 0:
-        raise explain(
-            what=f"the picture is {image.width}x{image.height} px, the plan is for {size[0]}x{size[1]} px",
-            where="cut_views",
-            fix="plan with the upright picture's own size: plan_slices(*image.size, config)",
-        )
+        raise _other_size(image, size)
     canvas = Image.new("RGB", size, "white")
     canvas.paste(image, (0, 0))
     return canvas
+
+
+def _other_size(image: Image.Image, size: tuple[int, int]) -> UserError:
+    return explain(
+        what=f"the picture is {image.width}x{image.height} px, the plan is for {size[0]}x{size[1]} px",
+        where="cut_views",
+        fix="plan with the upright picture's own size: plan_image(*image.size, config)",
+    )
 
 
 def to_patches(

@@ -19,6 +19,7 @@ from typing import Literal
 from infinity_mm.errors import explain
 
 Rounding = Literal["floor", "round"]
+Overview = Literal["first", "last"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,8 @@ class SliceConfig:
     `patch_px`; a connector that merges 2x2 patches needs `2 * patch_px`."""
     aspect_guard: AspectGuard | None = AspectGuard()
     """Limit on the aspect ratio; None plans any size as the reference does."""
+    overview: Overview = "first"
+    """Where the overview stands: before the slices (MiniCPM-V) or after them (LLaVA-UHD's July 2024 code)."""
 
     def __post_init__(self) -> None:
         where = "SliceConfig"
@@ -91,6 +94,10 @@ class SliceConfig:
         if self.rounding not in ("floor", "round"):
             raise explain(
                 what=f"rounding={self.rounding!r} is unknown", where=where, fix="use 'floor' or 'round'"
+            )
+        if self.overview not in ("first", "last"):
+            raise explain(
+                what=f"overview={self.overview!r} is unknown", where=where, fix="use 'first' or 'last'"
             )
 
     @property
@@ -156,14 +163,17 @@ class SlicePlan:
     """Side of one ViT patch, in pixels."""
     cell_px: int
     """Side of the square that becomes one token, in pixels."""
+    overview: Overview = "first"
+    """Whether the overview comes before or after the slices."""
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """The overview, then the slices row by row."""
+        """The slices row by row, with the overview before or after them."""
         sizes = [self.overview_size]
         if self.grid is not None and self.slice_size is not None:
             columns, rows = self.grid
-            sizes += [self.slice_size] * (columns * rows)
+            slices = [self.slice_size] * (columns * rows)
+            sizes = [*sizes, *slices] if self.overview == "first" else [*slices, *sizes]
         return tuple(
             View(width_px=width, height_px=height, patch_px=self.patch_px, cell_px=self.cell_px)
             for width, height in sizes
@@ -208,7 +218,7 @@ def plan_slices(width: int, height: int, config: SliceConfig) -> SlicePlan:
         overview = _fit(width, height, config, upscale=True)
         return SlicePlan(
             canvas_size=(width, height), grid=None, slice_size=None, overview_size=overview,
-            patch_px=config.patch_px, cell_px=cell,
+            patch_px=config.patch_px, cell_px=cell, overview=config.overview,
         )  # fmt: skip
     columns, rows = _best_grid(width, height, num_slices, config.max_slices)
     slice_size = _fit(
@@ -220,6 +230,7 @@ def plan_slices(width: int, height: int, config: SliceConfig) -> SlicePlan:
     return SlicePlan(
         canvas_size=(width, height), grid=(columns, rows), slice_size=slice_size,
         overview_size=_fit(width, height, config, upscale=False), patch_px=config.patch_px, cell_px=cell,
+        overview=config.overview,
     )  # fmt: skip
 
 
