@@ -57,5 +57,8 @@ def _order_of_one(rows: int, columns: int, merge: int) -> Int[Tensor, " n"]:
     return index.transpose(1, 2).reshape(-1)
 
 
-CONNECTORS: dict[str, type[PixelUnshuffleMLP]] = {"pixel_unshuffle_mlp": PixelUnshuffleMLP}
+CONNECTORS: dict[str, type[PixelUnshuffleMLP]] = {
+    "pixel_unshuffle_mlp": PixelUnshuffleMLP,
+    "mlp": PixelUnshuffleMLP,  # with merge: 1, one token a patch
+}
 """Every connector by the name `InfinityMMConfig.connector` uses."""

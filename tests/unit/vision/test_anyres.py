@@ -128,7 +128,12 @@ def test_an_image_among_others_is_padded_to_a_square_in_the_mean_colour() -> Non
     config = AnyresConfig(tile_px=8, patch_px=4)
     plan = plan_anyres(8, 2, config, alone=False)
     (view,) = cut_views(Image.new("RGB", (8, 2), "white"), plan, (0.5, 0.25, 0.0))
-    assert [view.getpixel((0, y)) for y in (0, 3, 4, 7)] == [(127, 63, 0), (255,) * 3, (255,) * 3, (127, 63, 0)]
+    assert [view.getpixel((0, y)) for y in (0, 3, 4, 7)] == [
+        (127, 63, 0),
+        (255,) * 3,
+        (255,) * 3,
+        (127, 63, 0),
+    ]
 
 
 def test_pixels_beyond_the_last_whole_patch_are_never_seen() -> None:
