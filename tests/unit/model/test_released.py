@@ -46,7 +46,9 @@ def logits(model: Any, processor: Any, images: Sequence[Sequence[Image.Image]]) 
 
 
 @pytest.mark.parametrize("naming", ["transformers", "next"])
-def test_logits_equal_those_of_transformers(transformers_folder: Path, next_folder: Path, naming: str) -> None:
+def test_logits_equal_those_of_transformers(
+    transformers_folder: Path, next_folder: Path, naming: str
+) -> None:
     model, processor = load_model(transformers_folder if naming == "transformers" else next_folder)
     samples = [
         [],
@@ -59,3 +61,173 @@ def test_logits_equal_those_of_transformers(transformers_folder: Path, next_fold
     assert ours.shape[0] == expected.shape[0] > 49 * 10
     torch.testing.assert_close(ours[:, :vocab], expected[:, :vocab], atol=1e-4, rtol=0)
     assert expected.std() > 0.1
+
+
+def test_a_picture_list_without_nesting_is_one_image_per_text(transformers_folder: Path) -> None:
+    pictures = [picture(200, 30), picture(30, 90)]
+    _, processor = load_model(transformers_folder)
+    _, expected = theirs(transformers_folder)
+    text = [QUESTION.format(images="<image>")] * 2
+    ours = processor(text=text, images=pictures, padding=True)["input_ids"]
+    assert ours == expected(text=text, images=pictures, padding=True, padding_side="left")["input_ids"]
+
+
+def test_layers_that_are_not_selected_are_left_out(tmp_path: Path) -> None:
+    write_transformers(tmp_path, layer=-2)
+    model, processor = load_model(tmp_path)
+    assert len(model.model.vision_tower.encoder.layers) == 2
+    samples = [[picture(90, 50)]]
+    torch.testing.assert_close(
+        logits(model.eval(), processor, samples), logits(*theirs(tmp_path), samples), atol=1e-4, rtol=0
+    )
+
+
+def test_saved_as_ours_it_is_the_same_model(next_folder: Path, tmp_path: Path) -> None:
+    model, processor = load_model(next_folder)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, processor_again = load_model(tmp_path)
+    samples = [[picture(90, 50)], [picture(20, 20), picture(50, 20)]]
+    assert torch.equal(
+        logits(again.eval(), processor_again, samples), logits(model.eval(), processor, samples)
+    )
+    assert processor_again.schema == processor.schema
+    assert again.config.view_config() == processor_again.image_processor.view_config()
+
+
+def test_the_image_token_is_looked_up_or_added_to_the_tokenizer(
+    transformers_folder: Path, next_folder: Path
+) -> None:
+    _, processor = load_model(transformers_folder)
+    assert processor.image_token == "<image>"
+    model, processor = load_model(next_folder)
+    assert processor.image_token == "<|image|>"
+    assert processor.image_token_id == model.config.image_token_id == len(processor.tokenizer) - 1
+    assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
+
+
+def test_the_chat_template_writes_the_checkpoints_own_image_token(transformers_folder: Path) -> None:
+    _, processor = load_model(transformers_folder)
+    content = [{"type": "image"}, {"type": "text", "text": "Hi"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert text == "<|im_start|>user\n<image>Hi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def changed(source: Path, folder: Path, *, config: Any = None, tensors: Any = None) -> Path:
+    """A copy of a checkpoint with values of config.json and tensors replaced; None removes."""
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    raw = json.loads((source / "config.json").read_text()) | (config or {})
+    (folder / "config.json").write_text(json.dumps(raw))
+    weights = load_file(source / "model.safetensors") | (tensors or {})
+    save_file({k: v for k, v in weights.items() if v is not None}, folder / "model.safetensors")
+    return folder
+
+
+def test_a_tensor_without_a_place_is_named(next_folder: Path, tmp_path: Path) -> None:
+    folder = changed(
+        next_folder, tmp_path / "x", config={"mm_vision_tower": str(next_folder / "towers" / "siglip-tiny")},
+        tensors={"model.mm_projector.4.weight": torch.zeros(2, 2)},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"without a place in our model: model\.mm_projector\.4\.weight;"):
+        load_model(folder)
+
+
+def test_a_missing_tensor_is_named(transformers_folder: Path, tmp_path: Path) -> None:
+    folder = changed(transformers_folder, tmp_path / "x", tensors={"image_newline": None})
+    with pytest.raises(UserError, match=r"that are missing: model\.image_newline"):
+        load_model(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(transformers_folder: Path, tmp_path: Path) -> None:
+    folder = changed(transformers_folder, tmp_path / "x", tensors={"image_newline": torch.zeros(5)})
+    with pytest.raises(UserError, match=r"image_newline has shape \[5\], config.json wants \[24\]"):
+        load_model(folder)
+
+
+def test_a_tied_head_is_the_embedding_and_may_not_contradict_it(tmp_path: Path) -> None:
+    write_transformers(tmp_path / "tied", tied=True)
+    samples = [[picture(90, 50)]]
+    expected = logits(*theirs(tmp_path / "tied"), samples)
+    embedding = load_file(tmp_path / "tied" / "model.safetensors")["language_model.model.embed_tokens.weight"]
+    head = "language_model.lm_head.weight"
+    copy = changed(tmp_path / "tied", tmp_path / "copy", tensors={head: embedding.clone()})
+    for folder in (tmp_path / "tied", copy):
+        model, processor = load_model(folder)
+        assert model.lm_head.weight is model.get_input_embeddings().weight
+        torch.testing.assert_close(logits(model.eval(), processor, samples), expected, atol=1e-4, rtol=0)
+    other = changed(tmp_path / "tied", tmp_path / "other", tensors={head: embedding + 1})
+    with pytest.raises(UserError, match="differs from the embedding"):
+        load_model(other)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"image_aspect_ratio": "pad"}, "the aspect ratio mode is not anyres_max_<number>"),
+        ({"mm_projector_type": "linear"}, "mm_projector_type is not 'mlp2x_gelu'"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end is not false"),
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "architectures is not LlavaQwenForCausalLM"),
+        ({"image_grid_pinpoints": [[31, 30]]}, "image_grid_pinpoints is not multiples of the tower's 30 px"),
+        ({"mm_vision_tower": "some/clip"}, "the sizes of the vision tower 'some/clip' are not known"),
+    ],
+)
+def test_what_we_have_no_equal_for_is_refused(
+    next_folder: Path, tmp_path: Path, config: dict[str, Any], said: str
+) -> None:
+    tower = {"mm_vision_tower": str(next_folder / "towers" / "siglip-tiny")}
+    with pytest.raises(UserError, match=said):
+        load_model(changed(next_folder, tmp_path / "x", config=tower | config))
+
+
+def test_pinpoints_may_be_a_range_of_tiles(next_folder: Path, tmp_path: Path) -> None:
+    tower = {"mm_vision_tower": str(next_folder / "towers" / "siglip-tiny")}
+    listed, _ = load_model(next_folder)
+    ranged, _ = load_model(
+        changed(next_folder, tmp_path / "x", config={**tower, "image_grid_pinpoints": "(1x1),...,(4x4)"})
+    )
+    assert ranged.config.view_config() == listed.config.view_config()
+
+
+def test_weights_in_shards_are_all_read_and_a_lost_shard_is_named(
+    transformers_folder: Path, tmp_path: Path
+) -> None:
+    folder = changed(transformers_folder, tmp_path / "x")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = {"a.safetensors": sorted(weights)[::2], "b.safetensors": sorted(weights)[1::2]}
+    for file, names in shards.items():
+        save_file({name: weights[name] for name in names}, folder / file)
+    places = {name: file for file, names in shards.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    model, _ = load_model(folder)
+    assert torch.equal(model.model.image_newline, weights["image_newline"])
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks b\.safetensors"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "name", "ours"),
+    [
+        (
+            TRANSFORMERS,
+            "vision_tower.vision_model.encoder.layers.3.x",
+            "model.vision_tower.encoder.layers.3.x",
+        ),
+        (TRANSFORMERS, "model.vision_tower.encoder.layers.25.x", "model.vision_tower.encoder.layers.25.x"),
+        (TRANSFORMERS, "vision_tower.vision_model.encoder.layers.26.x", None),
+        (TRANSFORMERS, "model.language_model.norm.weight", "model.language_model.norm.weight"),
+        (TRANSFORMERS, "lm_head.weight", "lm_head.weight"),
+        (LLAVA_NEXT, "model.norm.weight", "model.language_model.norm.weight"),
+        (LLAVA_NEXT, "model.vision_tower.vision_tower.vision_model.post_layernorm.bias", None),
+        (LLAVA_NEXT, "model.vision_tower.vision_tower.vision_model.head.attention.in_proj_bias", None),
+        (LLAVA_NEXT, "something.else", "something.else"),
+    ],
+)
+def test_names_are_mapped_ignored_or_left_to_be_reported(
+    prefixes: dict[str, tuple[str, ...]], name: str, ours: str | None
+) -> None:
+    assert our_name(name, prefixes, num_layers=26) == ours

@@ -92,7 +92,13 @@ def write_llava_next(source: Path, folder: Path) -> None:
     tower.mkdir(parents=True)
     # LLaVA-NeXT's tower drops its last layer, so that the one it was made from has one more.
     (tower / "config.json").write_text(json.dumps({**vision, "num_hidden_layers": 4}))
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    keys = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
     config = {
         **{key: text[key] for key in (*keys, "vocab_size", "max_position_embeddings", "rms_norm_eps")},
         "architectures": ["LlavaQwenForCausalLM"],
@@ -100,7 +106,7 @@ def write_llava_next(source: Path, folder: Path) -> None:
         "rope_theta": 1e6,
         "tie_word_embeddings": raw["tie_word_embeddings"],
         "image_aspect_ratio": "anyres_max_3",
-        "image_grid_pinpoints": [[width, height] for height, width in PINPOINTS],
+        "image_grid_pinpoints": PINPOINTS,
         "mm_patch_merge_type": "spatial_unpad",
         "mm_projector_type": "mlp2x_gelu",
         "mm_use_im_start_end": False,
@@ -110,4 +116,5 @@ def write_llava_next(source: Path, folder: Path) -> None:
     }
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((source / name).read_bytes())
+        # LLaVA-NeXT's tokenizer has no image token at all.
+        (folder / name).write_text((source / name).read_text().replace("image", "unused"))
