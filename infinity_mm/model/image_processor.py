@@ -147,7 +147,7 @@ def _samples(images: Any) -> list[list[Any]]:
     """The images of each sample."""
     if isinstance(images, list | tuple) and images and isinstance(images[0], list | tuple):
         return [list(sample) for sample in images]
-    return [[image] for image in make_flat_list_of_images(images)]
+    return [[image] for image in cast(list[Any], make_flat_list_of_images(images))]
 
 
 def _picture(image: Any) -> Image.Image:

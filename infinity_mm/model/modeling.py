@@ -119,7 +119,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         features_KE = self.connector(self.vision_tower(pixel_values, grids_V3), grids_V3)
         if self.config.views == "anyres":
             per_image = stitch(features_KE, view_shapes, self.config.anyres_config(), self.image_newline)
-            features_KE = torch.cat(per_image)
+            features_KE = torch.cat(per_image)  # without what was padding, with newlines
         else:
             num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
             for image, rows, columns in grids_V3.tolist():
@@ -127,7 +127,9 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
             per_image = list(features_KE.split(num_tokens))
         if not return_dict:
             return per_image
-        return BaseModelOutputWithPooling(last_hidden_state=features_KE, pooler_output=cast(Any, per_image))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=cast(Any, features_KE), pooler_output=cast(Any, per_image)
+        )
 
     def forward(
         self,

@@ -44,7 +44,7 @@ from infinity_mm.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_S
 KNOWN_TOWERS = {
     "siglip-so400m-patch14-384": SiglipVisionConfig(
         hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
-        image_size=384, patch_size=14, vision_use_head=False,
+        image_size=384, patch_size=14,
     ),
 }  # fmt: skip
 """Vision towers by the last part of `mm_vision_tower`; their sizes are in no LLaVA-NeXT checkpoint."""
@@ -128,7 +128,7 @@ def load_released(
     config = release.config
     config.image_token_id = tokenizer.get_vocab()[image_token]
     model = _load(folder, config, release.prefixes, dtype)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > cast(PreTrainedConfig, config.text_config).vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     model.generation_config = _generation_config(tokenizer)
     processor = InfinityMMProcessor(

@@ -80,7 +80,7 @@ class SchemaTokens:
                 fix="add them with tokenizer.add_special_tokens and resize the embeddings",
             )
         texts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SchemaIds(**{name: None if text is None else vocab[text] for name, text in texts.items()})
+        return SchemaIds(**{name: vocab[text] for name, text in texts.items() if text is not None})
 
 
 def image_token_ids(plan: ImagePlan, ids: SchemaIds) -> list[int]:

@@ -34,6 +34,11 @@ def next_folder(transformers_folder: Path) -> Path:
     return folder
 
 
+def load(folder: Path) -> tuple[Any, Any]:
+    """`load_model`, typed loosely: transformers' own annotations hide most of what its objects take."""
+    return load_model(folder)
+
+
 def logits(model: Any, processor: Any, images: Sequence[Sequence[Image.Image]]) -> torch.Tensor:
     """Of one row per entry of `images`, each in a batch of its own; the images of an entry are one sample's."""
     rows = []
@@ -49,7 +54,7 @@ def logits(model: Any, processor: Any, images: Sequence[Sequence[Image.Image]]) 
 def test_logits_equal_those_of_transformers(
     transformers_folder: Path, next_folder: Path, naming: str
 ) -> None:
-    model, processor = load_model(transformers_folder if naming == "transformers" else next_folder)
+    model, processor = load(transformers_folder if naming == "transformers" else next_folder)
     samples = [
         [],
         *([picture(*size, seed=seed)] for seed, size in enumerate(SIZES)),
@@ -65,7 +70,7 @@ def test_logits_equal_those_of_transformers(
 
 def test_a_picture_list_without_nesting_is_one_image_per_text(transformers_folder: Path) -> None:
     pictures = [picture(200, 30), picture(30, 90)]
-    _, processor = load_model(transformers_folder)
+    _, processor = load(transformers_folder)
     _, expected = theirs(transformers_folder)
     text = [QUESTION.format(images="<image>")] * 2
     ours = processor(text=text, images=pictures, padding=True)["input_ids"]
@@ -74,7 +79,7 @@ def test_a_picture_list_without_nesting_is_one_image_per_text(transformers_folde
 
 def test_layers_that_are_not_selected_are_left_out(tmp_path: Path) -> None:
     write_transformers(tmp_path, layer=-2)
-    model, processor = load_model(tmp_path)
+    model, processor = load(tmp_path)
     assert len(model.model.vision_tower.encoder.layers) == 2
     samples = [[picture(90, 50)]]
     torch.testing.assert_close(
@@ -83,10 +88,10 @@ def test_layers_that_are_not_selected_are_left_out(tmp_path: Path) -> None:
 
 
 def test_saved_as_ours_it_is_the_same_model(next_folder: Path, tmp_path: Path) -> None:
-    model, processor = load_model(next_folder)
+    model, processor = load(next_folder)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again, processor_again = load_model(tmp_path)
+    again, processor_again = load(tmp_path)
     samples = [[picture(90, 50)], [picture(20, 20), picture(50, 20)]]
     assert torch.equal(
         logits(again.eval(), processor_again, samples), logits(model.eval(), processor, samples)
@@ -98,16 +103,16 @@ def test_saved_as_ours_it_is_the_same_model(next_folder: Path, tmp_path: Path) -
 def test_the_image_token_is_looked_up_or_added_to_the_tokenizer(
     transformers_folder: Path, next_folder: Path
 ) -> None:
-    _, processor = load_model(transformers_folder)
+    _, processor = load(transformers_folder)
     assert processor.image_token == "<image>"
-    model, processor = load_model(next_folder)
+    model, processor = load(next_folder)
     assert processor.image_token == "<|image|>"
     assert processor.image_token_id == model.config.image_token_id == len(processor.tokenizer) - 1
     assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
 
 
 def test_the_chat_template_writes_the_checkpoints_own_image_token(transformers_folder: Path) -> None:
-    _, processor = load_model(transformers_folder)
+    _, processor = load(transformers_folder)
     content = [{"type": "image"}, {"type": "text", "text": "Hi"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>Hi<|im_end|>\n<|im_start|>assistant\n"
@@ -132,19 +137,19 @@ def test_a_tensor_without_a_place_is_named(next_folder: Path, tmp_path: Path) ->
         tensors={"model.mm_projector.4.weight": torch.zeros(2, 2)},
     )  # fmt: skip
     with pytest.raises(UserError, match=r"without a place in our model: model\.mm_projector\.4\.weight;"):
-        load_model(folder)
+        load(folder)
 
 
 def test_a_missing_tensor_is_named(transformers_folder: Path, tmp_path: Path) -> None:
     folder = changed(transformers_folder, tmp_path / "x", tensors={"image_newline": None})
     with pytest.raises(UserError, match=r"that are missing: model\.image_newline"):
-        load_model(folder)
+        load(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(transformers_folder: Path, tmp_path: Path) -> None:
     folder = changed(transformers_folder, tmp_path / "x", tensors={"image_newline": torch.zeros(5)})
     with pytest.raises(UserError, match=r"image_newline has shape \[5\], config.json wants \[24\]"):
-        load_model(folder)
+        load(folder)
 
 
 def test_a_tied_head_is_the_embedding_and_may_not_contradict_it(tmp_path: Path) -> None:
@@ -155,12 +160,12 @@ def test_a_tied_head_is_the_embedding_and_may_not_contradict_it(tmp_path: Path) 
     head = "language_model.lm_head.weight"
     copy = changed(tmp_path / "tied", tmp_path / "copy", tensors={head: embedding.clone()})
     for folder in (tmp_path / "tied", copy):
-        model, processor = load_model(folder)
+        model, processor = load(folder)
         assert model.lm_head.weight is model.get_input_embeddings().weight
         torch.testing.assert_close(logits(model.eval(), processor, samples), expected, atol=1e-4, rtol=0)
     other = changed(tmp_path / "tied", tmp_path / "other", tensors={head: embedding + 1})
     with pytest.raises(UserError, match="differs from the embedding"):
-        load_model(other)
+        load(other)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +184,13 @@ def test_what_we_have_no_equal_for_is_refused(
 ) -> None:
     tower = {"mm_vision_tower": str(next_folder / "towers" / "siglip-tiny")}
     with pytest.raises(UserError, match=said):
-        load_model(changed(next_folder, tmp_path / "x", config=tower | config))
+        load(changed(next_folder, tmp_path / "x", config=tower | config))
 
 
 def test_pinpoints_may_be_a_range_of_tiles(next_folder: Path, tmp_path: Path) -> None:
     tower = {"mm_vision_tower": str(next_folder / "towers" / "siglip-tiny")}
-    listed, _ = load_model(next_folder)
-    ranged, _ = load_model(
+    listed, _ = load(next_folder)
+    ranged, _ = load(
         changed(next_folder, tmp_path / "x", config={**tower, "image_grid_pinpoints": "(1x1),...,(4x4)"})
     )
     assert ranged.config.view_config() == listed.config.view_config()
@@ -202,11 +207,11 @@ def test_weights_in_shards_are_all_read_and_a_lost_shard_is_named(
         save_file({name: weights[name] for name in names}, folder / file)
     places = {name: file for file, names in shards.items() for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    model, _ = load_model(folder)
+    model, _ = load(folder)
     assert torch.equal(model.model.image_newline, weights["image_newline"])
     (folder / "b.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks b\.safetensors"):
-        load_model(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,7 @@ def test_the_engine_cuts_an_image_among_others_differently(folder: Path) -> None
     one, two, again = asyncio.run(ask())
     assert isinstance(one, Reply)
     assert isinstance(two, Reply)
-    text = one.prompt_tokens - (
-        49 + 5 * 29
-    )  # four tiles of 7 x 7 side by side: 5 rows of 28 stay, each with its newline
+    text = one.prompt_tokens - (49 + 5 * 29)  # four tiles of 7 x 7 in a row: 5 rows of 28 stay, with newlines
     assert two.prompt_tokens == text + 2 * 50
     assert again == one
 

@@ -32,10 +32,11 @@ def write_transformers(folder: Path, *, layer: int = -1, tied: bool = False) -> 
         {"additional_special_tokens": ["<image>", "<video>"]}, replace_extra_special_tokens=False
     )
     image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    no_head: Any = {"vision_use_head": False}  # as released: no pooled embedding of the whole image
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48,
-            patch_size=4, image_size=TILE_PX, vision_use_head=False,
+            patch_size=4, image_size=TILE_PX, **no_head,
         ),
         text_config=Qwen2Config(
             vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
