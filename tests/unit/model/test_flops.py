@@ -1,9 +1,17 @@
-"""The formulas against published arithmetic."""
+"""The formulas against published arithmetic, and against what torch counts."""
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from tiny_vlm import TINY, picture, prompt, tokenizer
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 from infinity_mm.errors import UserError
+from infinity_mm.model.build import build_model
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.flops import (
     Flops,
@@ -13,6 +21,7 @@ from infinity_mm.model.flops import (
     training_flops,
     vision_flops,
 )
+from infinity_mm.training.optim import part_of
 
 T = 1e12
 CLIP_L_336 = SiglipVisionConfig(
@@ -115,3 +124,81 @@ def test_an_unknown_part_cannot_be_trained() -> None:
 def test_a_language_model_without_a_formula_is_named() -> None:
     with pytest.raises(UserError, match="no formula for a gpt2 language model"):
         model_sizes(InfinityMMConfig(text_config={"model_type": "gpt2"}))
+
+
+FORMS = [
+    {"connector": "mlp"},
+    {"connector": "pixel_unshuffle_mlp", "merge": 2},
+    {"connector": "pixel_unshuffle_mlp", "merge": 4},
+    {"connector": "region_resampler", "connector_queries": 9},
+    {"connector": "perceiver", "connector_queries": 5},
+]
+
+
+def counted(model: Any, inputs: dict[str, Tensor], *, backward: bool) -> dict[str, int]:
+    """Operations that torch counts, by module; torch attributes a backward pass to no module, only to `Global`."""
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        if backward:
+            loss.backward()
+    prefix = "InfinityMMForConditionalGeneration."
+    return {
+        name.removeprefix(prefix): sum(counts.values()) for name, counts in counter.get_flop_counts().items()
+    }
+
+
+def tiny(form: dict[str, Any]) -> tuple[Any, dict[str, Tensor], Flops, list[tuple[int, int]]]:
+    """A tiny model, one prompt with two images of one view and five, and what the formulas say."""
+    model, processor = build_model(replace(TINY, **form), tokenizer())
+    pictures = [picture(32, 32), picture(100, 40)]
+    inputs = dict(processor(images=pictures, text=[prompt(2)], return_tensors="pt"))
+    views = [(rows, columns) for _, rows, columns in inputs["view_shapes"].tolist()]
+    tokens = inputs["input_ids"].shape[1]
+    flops = forward_flops(
+        model_sizes(model.config), views=views, tokens=tokens, labelled=tokens - 1, attended_pairs=tokens**2
+    )
+    return model.train(), inputs, flops, views
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_formulas_equal_what_torch_counts(form: dict[str, Any]) -> None:
+    model, inputs, flops, views = tiny(form)
+    assert len(views) > 3
+    queries, width = form.get("connector_queries", 0), TINY.text_hidden
+    padded = padding_flops(model, views)
+    expected = {
+        "model.vision_tower": flops.vision + padded,
+        "model.connector": flops.connector - (len(views) - 1) * 2 * queries * width**2,  # once a batch
+        "model.language_model": flops.language_model,
+        "lm_head": flops.head,
+    }
+    assert counted(model, inputs, backward=False).items() >= expected.items()
+
+
+def padding_flops(model: Any, views: list[tuple[int, int]]) -> int:
+    """What the tower wastes on a batch of unequal views on a CPU; the formulas count useful work."""
+    of = model_sizes(model.config)
+    longest = max(rows * columns for rows, columns in views)
+    embedding = 2 * of.patch_values * of.vision_hidden
+    padded = len(views) * (vision_flops(of, longest, 1) - embedding * longest)
+    return padded - sum(
+        vision_flops(of, rows, columns) - embedding * rows * columns for rows, columns in views
+    )
+
+
+@pytest.mark.parametrize("trained", [("vision_tower", "connector", "language_model"), ("connector",)])
+def test_the_training_formula_counts_one_input_gradient_more_than_torch(trained: tuple[str, ...]) -> None:
+    model, inputs, flops, views = tiny({"connector": "mlp"})
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(part_of(name) in trained)
+    of = model_sizes(model.config)
+    patches = sum(rows * columns for rows, columns in views)
+    if "vision_tower" in trained:
+        wasted = 3 * padding_flops(model, views)
+        first = 2 * patches * of.patch_values * of.vision_hidden
+    else:
+        wasted = padding_flops(model, views)
+        first = 2 * patches * of.vision_hidden * of.connector_hidden
+    total = counted(model, inputs, backward=True)["Global"]
+    assert total == training_flops(flops, trained=trained) - first + wasted
