@@ -26,10 +26,11 @@ class InfinityMMImageProcessor(BaseImageProcessor):
     def __init__(
         self,
         *,
-        scale_px: int = 378,
+        scale_px: int = 392,
         max_slices: int = 6,
         patch_px: int = 14,
         merge: int = 2,
+        view_tokens: int | None = None,
         rounding: Literal["floor", "round"] = "floor",
         max_aspect: float = 60.0,
         aspect_action: Literal["refuse", "pad"] = "refuse",
@@ -42,6 +43,7 @@ class InfinityMMImageProcessor(BaseImageProcessor):
         self.max_slices = max_slices
         self.patch_px = patch_px
         self.merge = merge
+        self.view_tokens = view_tokens
         self.rounding: Literal["floor", "round"] = rounding
         self.max_aspect = max_aspect
         self.aspect_action: Literal["refuse", "pad"] = aspect_action
@@ -56,7 +58,8 @@ class InfinityMMImageProcessor(BaseImageProcessor):
             scale_px=config.scale_px,
             max_slices=config.max_slices,
             patch_px=plan.patch_px,
-            merge=config.merge,
+            merge=plan.cell_px // plan.patch_px,
+            view_tokens=plan.view_tokens,
             rounding=config.rounding,
             max_aspect=config.max_aspect,
             aspect_action=config.aspect_action,
@@ -70,6 +73,7 @@ class InfinityMMImageProcessor(BaseImageProcessor):
             patch_px=self.patch_px,
             rounding=self.rounding,
             align_px=self.patch_px * self.merge,
+            view_tokens=self.view_tokens,
             aspect_guard=AspectGuard(max_aspect=self.max_aspect, action=self.aspect_action),
         )
 

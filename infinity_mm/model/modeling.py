@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 from infinity_mm.errors import explain
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.model.connector import CONNECTORS
+from infinity_mm.model.connectors.registry import CONNECTORS
 from infinity_mm.model.fusion import check_counts, fuse
 from infinity_mm.model.vision_tower import VisionTower
 
@@ -72,8 +72,8 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         self.connector = CONNECTORS[config.connector](
             vision_dim=vision.hidden_size,
             text_dim=text.hidden_size,
-            merge=config.merge,
             hidden_dim=config.connector_hidden or text.hidden_size,
+            shape=config.connector_shape(),
         )
         self.language_model: PreTrainedModel = AutoModel.from_config(text)
         self.post_init()
@@ -104,9 +104,10 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         """
         pixel_values, view_shapes = _packed(pixel_values, view_shapes)
         features_KE = self.connector(self.vision_tower(pixel_values, view_shapes), view_shapes)
+        shape = self.config.connector_shape()
         num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
         for image, rows, columns in view_shapes.tolist():
-            num_tokens[image] += rows * columns // self.config.merge**2
+            num_tokens[image] += shape.num_tokens(rows, columns)
         per_image = list(features_KE.split(num_tokens))
         if not return_dict:
             return per_image
