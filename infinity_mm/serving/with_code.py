@@ -39,8 +39,8 @@ _AUTO_MAP = {
 _OPTIONAL_SHAPES = """\
 try:
     {line}
-except ImportError:  # shapes in annotations, which nothing evaluates
-    pass"""
+except ImportError:  # the shapes in annotations are for readers; Annotated takes the same arguments
+    from typing import {stand_ins}"""
 _HEADER = "# Written by `infinity-mm export --with-code` from {source}, infinity-mm {version}, Apache License 2.0.\n"
 
 
@@ -142,13 +142,9 @@ def _rewritten(module: str, text: str) -> str:
         lines[node.lineno - 1] = line.replace(f"from {node.module} ", f"from .{_stem(node.module)} ", 1)
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping":
-            statement = ast.unparse(node)
-            lines[node.lineno - 1 : node.end_lineno] = [_OPTIONAL_SHAPES.format(line=statement)] + [""] * (
-                (node.end_lineno or node.lineno) - node.lineno
-            )
-    first = tree.body[0]
-    assert isinstance(first, ast.Expr), f"{module} has no docstring"
-    if "from __future__ import annotations" not in lines:
-        lines[first.end_lineno or 1] = "\nfrom __future__ import annotations\n" + lines[first.end_lineno or 1]
+            stand_ins = ", ".join(f"Annotated as {alias.name}" for alias in node.names)
+            last = node.end_lineno or node.lineno
+            written = _OPTIONAL_SHAPES.format(line=ast.unparse(node), stand_ins=stand_ins)
+            lines[node.lineno - 1 : last] = [written, *[""] * (last - node.lineno)]
     header = _HEADER.format(source=module.replace(".", "/") + ".py", version=infinity_mm.__version__)
     return header + "\n".join(lines) + "\n"

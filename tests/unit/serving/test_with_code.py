@@ -30,7 +30,10 @@ class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("infinity_mm", "jaxtyping"):
             raise ModuleNotFoundError(f"No module named {name!r}")
-sys.meta_path.insert(0, Refuse())
+# A development environment may import the package when the interpreter starts.
+sys.meta_path[:] = [Refuse(), *(f for f in sys.meta_path if not type(f).__module__.startswith("infinity_mm"))]
+for name in [name for name in sys.modules if name.split(".")[0] == "infinity_mm"]:
+    del sys.modules[name]
 try:
     import torchvision
 except RuntimeError:  # a torchvision for another torch; without it transformers needs none
