@@ -230,12 +230,10 @@ def test_the_engine_of_synthesis_asks_the_server_about_pictures(served: Served) 
     reference = Reference(served.folder)
     expected = reference.say(Case(CASES["two of different grids"].sizes, "What color is the first circle?"))
     assert chosen.prompt_tokens == expected.prompt_tokens
-    spoken = reference.text(reference.say(CASES["no image"]).ids[:8])
-    if spoken:
-        assert isinstance(free, Reply), free
-        assert free.text == spoken
-    else:
-        assert free == Failure(reason="empty_reply", detail="no text, finish_reason stop", retryable=True)
+    # A model that was hardly trained may say nothing but spaces, which the engine reports as a failure.
+    assert isinstance(free, Reply) or free.reason == "empty_reply"
+    said = free.text if isinstance(free, Reply) else ""
+    assert said == reference.text(reference.say(CASES["no image"]).ids[:8])
 
 
 def test_the_printed_curl_line_is_answered(served: Served, tmp_path: Path) -> None:
