@@ -124,7 +124,7 @@ class Encoder:
 
     def pixels(self, images: Sequence[Image.Image], plans: Sequence[ImagePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""
-        return torch.from_numpy(self.image_processor.pixels(images, plans))
+        return self.image_processor.pixels(images, plans)
 
     def _write_causal(
         self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]

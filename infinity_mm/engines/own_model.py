@@ -180,7 +180,7 @@ class OwnModel:
             return kept
         decoded = decode_image(self._images.read(image))
         plan = plan_image(*decoded.size, self._view_config, alone=alone)
-        pixels = torch.from_numpy(self._processor.image_processor.pixels([decoded], [plan]))
+        pixels = self._processor.image_processor.pixels([decoded], [plan])
         picture = _Picture(
             sha256=image.sha256,
             alone=alone,

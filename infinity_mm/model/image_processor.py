@@ -1,6 +1,6 @@
 """From images to the packed patches the model reads, through the planner.
 
-    images --upright RGB--> plan_images --> cut_views --to_patches--> pixel_values, view_shapes, image_sizes
+    images --upright RGB--> plan_images --> cut_views --to_patches, normalise--> pixel_values, view_shapes, image_sizes
 
 Legend: P patches of all views, V views, S numbers about a view: image index, rows, columns, with `anyres` also the
 width and height of its image.
@@ -12,13 +12,15 @@ from typing import Any, Literal, cast
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
+from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput, make_flat_list_of_images, to_numpy_array
 
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.vision.anyres import AnyresConfig, square_grids
-from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
+from infinity_mm.vision.images import upright_rgb
+from infinity_mm.vision.pixels import cut_views, normalise, to_patches
 from infinity_mm.vision.plans import ImagePlan, ViewConfig, plan_images, view_shapes
 from infinity_mm.vision.slicing import AspectGuard, SliceConfig
 
@@ -32,10 +34,11 @@ class InfinityMMImageProcessor(BaseImageProcessor):
         self,
         *,
         views: Literal["uhd", "anyres"] = "uhd",
-        scale_px: int = 378,
+        scale_px: int = 392,
         max_slices: int = 6,
         patch_px: int = 14,
         merge: int = 2,
+        view_tokens: int | None = None,
         rounding: Literal["floor", "round"] = "floor",
         max_aspect: float = 60.0,
         aspect_action: Literal["refuse", "pad"] = "refuse",
@@ -53,6 +56,7 @@ class InfinityMMImageProcessor(BaseImageProcessor):
         self.max_slices = max_slices
         self.patch_px = patch_px
         self.merge = merge
+        self.view_tokens = view_tokens
         self.rounding: Literal["floor", "round"] = rounding
         self.max_aspect = max_aspect
         self.aspect_action: Literal["refuse", "pad"] = aspect_action
@@ -72,7 +76,8 @@ class InfinityMMImageProcessor(BaseImageProcessor):
             scale_px=config.scale_px,
             max_slices=config.max_slices,
             patch_px=tiles.patch_px,
-            merge=config.merge,
+            merge=tiles.cell_px // tiles.patch_px,
+            view_tokens=config.connector_shape().queries,
             rounding=config.rounding,
             max_aspect=config.max_aspect,
             aspect_action=config.aspect_action,
@@ -95,6 +100,7 @@ class InfinityMMImageProcessor(BaseImageProcessor):
             patch_px=self.patch_px,
             rounding=self.rounding,
             align_px=self.patch_px * self.merge,
+            view_tokens=self.view_tokens,
             aspect_guard=AspectGuard(max_aspect=self.max_aspect, action=self.aspect_action),
             overview=self.overview,
         )
@@ -125,7 +131,7 @@ class InfinityMMImageProcessor(BaseImageProcessor):
             plans += plan_images([picture.size for picture in its_pictures], self.view_config())
             pictures += its_pictures
         data = {
-            "pixel_values": self.pixels(pictures, plans),
+            "pixel_values": self.pixels(pictures, plans).numpy(),
             "view_shapes": np.array(view_shapes(plans), dtype=np.int64),
             "image_sizes": np.array([picture.size for picture in pictures], dtype=np.int64),
         }
@@ -133,21 +139,22 @@ class InfinityMMImageProcessor(BaseImageProcessor):
 
     def pixels(
         self, pictures: Sequence[Image.Image], plans: Sequence[ImagePlan]
-    ) -> Float32[np.ndarray, "P values"]:
+    ) -> Float32[Tensor, "P values"]:
         """The patches of upright RGB pictures, cut as `plans` say."""
         views = [
             view
             for picture, plan in zip(pictures, plans, strict=True)
             for view in cut_views(picture, plan, self.image_mean)
         ]
-        return np.concatenate([to_patches(v, self.patch_px, self.image_mean, self.image_std) for v in views])
+        return normalise(to_patches(views, self.patch_px), self.image_mean, self.image_std)
 
 
 def _samples(images: Any) -> list[list[Any]]:
     """The images of each sample."""
     if isinstance(images, list | tuple) and images and isinstance(images[0], list | tuple):
         return [list(sample) for sample in images]
-    return [[image] for image in cast(list[Any], make_flat_list_of_images(images))]
+    flat: Any = make_flat_list_of_images(cast(Any, images))
+    return [[image] for image in flat]
 
 
 def _picture(image: Any) -> Image.Image:

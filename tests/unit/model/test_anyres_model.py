@@ -10,7 +10,7 @@ from tiny_vlm import TINY, picture, prompt, tokenizer
 
 from infinity_mm.data.conversation import Conversation, Message
 from infinity_mm.data.encode import Encoder
-from infinity_mm.data.packing import block_mask, join, pack, split
+from infinity_mm.data.packing import join, pack, split
 from infinity_mm.errors import UserError
 from infinity_mm.model.build import build_model
 from infinity_mm.model.load import load_model
@@ -123,7 +123,8 @@ def test_packed_rows_train_every_part_and_equal_separate_rows(built: tuple[Any, 
     def loss(batch: Any) -> Any:
         return model(
             input_ids=batch.input_ids,
-            attention_mask=block_mask(batch.sample_ids, batch.branch_ids),
+            sample_ids=batch.sample_ids,
+            branch_ids=batch.branch_ids,
             position_ids=batch.position_ids,
             pixel_values=batch.pixel_values,
             view_shapes=batch.view_shapes,
@@ -177,3 +178,8 @@ def test_an_anyres_image_has_no_markers(built: tuple[Any, Any]) -> None:
     plan = plan_image(70, 40, model.config.view_config())
     assert processor.schema.all == ("<|image|>",)
     assert num_sequence_tokens(plan) == plan.num_tokens
+
+
+def test_a_connector_that_loses_the_grid_is_refused() -> None:
+    with pytest.raises(UserError, match="keeps the grid of patches, perceiver does not"):
+        build_model(replace(ANYRES, connector="perceiver"), tokenizer())

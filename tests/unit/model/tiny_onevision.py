@@ -63,11 +63,9 @@ def write_transformers(folder: Path, *, layer: int = -1, tied: bool = False) -> 
 
 
 def theirs(folder: Path) -> tuple[Any, Any]:
-    """Transformers' own model, and its processor with the image processor that resizes with Pillow."""
+    """Transformers' own model and processor; the latter resizes as we do, with torch on 8-bit values."""
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    processor: Any = LlavaOnevisionProcessor.from_pretrained(folder)
-    processor.image_processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
-    return model.eval(), processor
+    return model.eval(), LlavaOnevisionProcessor.from_pretrained(folder)
 
 
 def write_llava_next(source: Path, folder: Path) -> None:
