@@ -9,7 +9,6 @@ Legend: R rows, T positions of a row. `sample_ids` is 0 on padding and 1, 2, ...
 from __future__ import annotations
 
 import bisect
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -119,43 +118,41 @@ def split(batch: Packed) -> tuple[Packed, ...]:
     return tuple(rows)
 
 
-def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Indices of `lengths` by row, best fit decreasing; equal lengths keep their order.
+def best_fit(
+    lengths: Sequence[int], row_tokens: int, costs: Sequence[int] | None = None, row_cost: int | None = None
+) -> list[list[int]]:
+    """Indices of `lengths` by row, best fit decreasing under two budgets; equal lengths keep their order.
 
-    Raises UserError for a length above `row_tokens`.
+    `costs` is the vision tower's work for each sample, of which a row takes at most `row_cost`.
+    Raises UserError for a sample that no row can take.
     """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        if length > row_tokens:
+    for index, length in enumerate(lengths):
+        if length > row_tokens or (costs is not None and row_cost is not None and costs[index] > row_cost):
             raise explain(
                 what=f"a sample of {length} tokens does not fit a row of {row_tokens}",
                 where="packing",
                 fix=f"raise row_tokens to {length}, or set over_long: drop",
             )
+    rows: list[list[int]] = []
+    row_costs: list[int] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length, cost = lengths[index], 0 if costs is None else costs[index]
         at = bisect.bisect_left(room, (length, -1))
+        if row_cost is not None:
+            while at < len(room) and row_costs[room[at][1]] + cost > row_cost:
+                at += 1
         if at == len(room):
             rows.append([index])
+            row_costs.append(cost)
             free, row = row_tokens, len(rows) - 1
         else:
             free, row = room.pop(at)
             rows[row].append(index)
-        bisect.insort(room, (free - length, row))
+            row_costs[row] += cost
+        if free > length:
+            bisect.insort(room, (free - length, row))
     return rows
-
-
-def plan_rows(lengths: Sequence[int], row_tokens: int, rng: random.Random) -> list[list[int]]:
-    """Best-fit rows in random order, so that long samples do not all come first."""
-    rows = best_fit(lengths, row_tokens)
-    rng.shuffle(rows)
-    return rows
-
-
-def fill_rate(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_tokens: int) -> float:
-    """Share of the positions of all rows that hold a token."""
-    used = sum(lengths[index] for row in rows for index in row)
-    return used / max(1, len(rows) * row_tokens)
 
 
 def pack(rows: Sequence[Sequence[Encoded]], row_tokens: int, pad_id: int) -> Packed:
