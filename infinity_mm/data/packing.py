@@ -88,36 +88,6 @@ def join(batches: Sequence[Packed]) -> Packed:
     )
 
 
-def split(batch: Packed) -> tuple[Packed, ...]:
-    """The inverse of `join`: one batch per row, sharing memory with `batch`."""
-    rows: list[Packed] = []
-    view = patch = 0
-    for r, num_views in enumerate(batch.views_per_row):
-        pixel_values = view_shapes = None
-        if num_views:
-            assert batch.view_shapes is not None
-            shapes = batch.view_shapes[view : view + num_views]
-            view_shapes = shapes - torch.stack([shapes[0, 0], *shapes.new_zeros(2)])
-            num_patches = int((shapes[:, 1] * shapes[:, 2]).sum())
-            if batch.pixel_values is not None:
-                pixel_values = batch.pixel_values[patch : patch + num_patches]
-            view, patch = view + num_views, patch + num_patches
-        rows.append(
-            Packed(
-                input_ids=batch.input_ids[r : r + 1],
-                labels=batch.labels[r : r + 1],
-                position_ids=batch.position_ids[r : r + 1],
-                sample_ids=batch.sample_ids[r : r + 1],
-                branch_ids=batch.branch_ids[r : r + 1],
-                pixel_values=pixel_values,
-                view_shapes=view_shapes,
-                views_per_row=(num_views,),
-                ids=(batch.ids[r],),
-            )
-        )
-    return tuple(rows)
-
-
 def best_fit(
     lengths: Sequence[int], row_tokens: int, costs: Sequence[int] | None = None, row_cost: int | None = None
 ) -> list[list[int]]:
