@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from infinity_mm.errors import explain
 from infinity_mm.vision.slicing import SlicePlan
@@ -89,11 +89,14 @@ def image_size(image: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[in
             # Pillow decodes a whole PNG to find out that it has no EXIF data.
             has_exif = picture.format != "PNG" or _EXIF_KEYS & picture.info.keys() or _late_exif(file)
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
+            if isinstance(picture, TiffImagePlugin.TiffImageFile):  # some versions of Pillow turn its size already
+                width, height = (int(picture.tag_v2[tag]) for tag in (_TIFF_WIDTH, _TIFF_HEIGHT))
         except Exception as error:  # damaged EXIF data raises whatever its parser raises
             raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error
     return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _EXIF_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
 
