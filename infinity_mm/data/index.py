@@ -126,13 +126,17 @@ class _Parts(Dataset[int]):
     def __getitem__(self, number: int) -> int:
         first = number * PART_SAMPLES
         indices = range(first, min(first + PART_SAMPLES, len(self.source)))
-        file = _part_file(self.folder, number)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        batch = _batch([measure(self.source, i, self.encoder) for i in indices])
-        with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_file(stream, _SCHEMA) as writer:
-            writer.write_batch(batch)
-        os.replace(partial, file)
+        write_part(self.folder, number, [measure(self.source, i, self.encoder) for i in indices])
         return len(indices)
+
+
+def write_part(folder: Path, number: int, samples: Sequence[Measured]) -> None:
+    """Write one part, whole or not at all."""
+    file = _part_file(folder, number)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_file(stream, _SCHEMA) as writer:
+        writer.write_batch(_batch(samples))
+    os.replace(partial, file)
 
 
 def _batch(samples: Sequence[Measured]) -> pa.RecordBatch:
