@@ -80,7 +80,9 @@ def draw(num_samples: int, seed: int) -> list[Measured]:
         category = MIX[names[kind]]
         tokens = min(LONGEST_TEXT, 12 + int(category.text_tokens * text[i]))
         mean = category.side_px * side[i]
-        sizes = ((max(28, int(mean * aspect[i] ** 0.5)), max(28, int(mean / aspect[i] ** 0.5))),) if mean else ()
+        sizes = (
+            ((max(28, int(mean * aspect[i] ** 0.5)), max(28, int(mean / aspect[i] ** 0.5))),) if mean else ()
+        )
         samples.append(
             Measured(
                 id=str(i), domain=names[kind], tokens=(0, tokens), images=(0, len(sizes)), image_sizes=sizes
@@ -203,7 +205,9 @@ def imbalance(rows: Rows, batch_rows: int, world_size: int, *, balanced: bool) -
     return sum(excess) / max(1, len(excess))
 
 
-def report(name: str, rows: Rows, seconds: float, args: argparse.Namespace, *, balanced: bool = False) -> None:
+def report(
+    name: str, rows: Rows, seconds: float, args: argparse.Namespace, *, balanced: bool = False
+) -> None:
     fill = sum(tokens for tokens, _ in rows) / (len(rows) * args.row_tokens)
     cells = [
         f"{imbalance(rows, args.batch_rows, size, balanced=balanced):.1%}" for size in (8, args.batch_rows)
@@ -212,7 +216,9 @@ def report(name: str, rows: Rows, seconds: float, args: argparse.Namespace, *, b
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--row-tokens", type=int, default=8192)
     parser.add_argument("--batch-rows", type=int, default=64)

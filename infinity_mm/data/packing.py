@@ -18,6 +18,11 @@ from torch import Tensor
 from infinity_mm.data.encode import IGNORE, Encoded
 from infinity_mm.errors import explain
 
+EXCESS = (0.02, 0.05, 0.1)
+"""Vision work of a row above the mean that `balanced_fit` tries to keep to, in this order."""
+ROWS_FOR_BALANCE = 0.005
+"""Share of additional rows that balance may cost."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
@@ -91,38 +96,61 @@ def join(batches: Sequence[Packed]) -> Packed:
 def best_fit(
     lengths: Sequence[int], row_tokens: int, costs: Sequence[int] | None = None, row_cost: int | None = None
 ) -> list[list[int]]:
-    """Indices of `lengths` by row, best fit decreasing under two budgets; equal lengths keep their order.
+    """Indices of `lengths` by row, best fit decreasing; equal samples keep their order.
 
-    `costs` is the vision tower's work for each sample, of which a row takes at most `row_cost`.
-    Raises UserError for a sample that no row can take.
+    `costs` is the vision tower's work for each sample, of which a row takes at most `row_cost`; then the samples with
+    the most work come first, and those without any fill what is left. Raises UserError for a sample that no row takes.
     """
-    for index, length in enumerate(lengths):
-        if length > row_tokens or (costs is not None and row_cost is not None and costs[index] > row_cost):
+    work = costs if costs is not None and row_cost is not None else [0] * len(lengths)
+    most = row_cost or 0
+    rows: list[list[int]] = []
+    row_work: list[int] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: (-work[i], -lengths[i])):
+        length, cost = lengths[index], work[index]
+        if length > row_tokens or cost > most:
             raise explain(
-                what=f"a sample of {length} tokens does not fit a row of {row_tokens}",
+                what=f"a sample of {length} tokens does not fit a row of {row_tokens}"
+                + (f", or its vision work of {cost} one of {row_cost}" if cost else ""),
                 where="packing",
                 fix=f"raise row_tokens to {length}, or set over_long: drop",
             )
-    rows: list[list[int]] = []
-    row_costs: list[int] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length, cost = lengths[index], 0 if costs is None else costs[index]
         at = bisect.bisect_left(room, (length, -1))
-        if row_cost is not None:
-            while at < len(room) and row_costs[room[at][1]] + cost > row_cost:
-                at += 1
+        while cost and at < len(room) and row_work[room[at][1]] + cost > most:
+            at += 1
         if at == len(room):
             rows.append([index])
-            row_costs.append(cost)
+            row_work.append(cost)
             free, row = row_tokens, len(rows) - 1
         else:
             free, row = room.pop(at)
             rows[row].append(index)
-            row_costs[row] += cost
+            row_work[row] += cost
         if free > length:
             bisect.insort(room, (free - length, row))
     return rows
+
+
+def balanced_fit(
+    lengths: Sequence[int], row_tokens: int, costs: Sequence[int], row_cost: int | None
+) -> list[list[int]]:
+    """Rows as full as those of `best_fit` and, as far as that allows, of equal vision work.
+
+    No row takes more than a little above the mean work of a row; the little is the least of EXCESS that costs next to
+    no rows. Where rows are equal, so are processes, whatever their number.
+    """
+    plain = best_fit(lengths, row_tokens, costs, row_cost)
+    if not any(costs):
+        return plain
+    mean = sum(costs) / -(-sum(lengths) // row_tokens)
+    for excess in EXCESS:
+        most = max(max(costs), int(mean * (1 + excess)))
+        if row_cost is not None and most >= row_cost:
+            break
+        rows = best_fit(lengths, row_tokens, costs, most)
+        if len(rows) <= len(plain) * (1 + ROWS_FOR_BALANCE):
+            return rows
+    return plain
 
 
 def pack(rows: Sequence[Sequence[Encoded]], row_tokens: int, pad_id: int) -> Packed:

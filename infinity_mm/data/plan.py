@@ -1,6 +1,6 @@
 """Which samples share a row, decided from measurements alone, for one window of samples after the other.
 
-phase, epoch, window --permute--> samples --measured--> costs --fit, best_fit--> rows of the window, fates of the rest
+phase, epoch, window --permute--> samples --measured--> costs --fit, balanced_fit--> rows of the window, fates of the rest
 
 A window is a pure function of its number, so that a run goes on anywhere at once, in memory of one window, and every
 process plans the same rows whatever their number. No image is decoded here.
@@ -21,7 +21,7 @@ from infinity_mm.data.encode import Encoder, ImageCost, OverLong
 from infinity_mm.data.index import LiveIndex
 from infinity_mm.data.measure import Measured, one_line
 from infinity_mm.data.mixture import Mixture, Phase
-from infinity_mm.data.packing import best_fit
+from infinity_mm.data.packing import balanced_fit
 from infinity_mm.data.permutation import permute
 from infinity_mm.data.quarantine import Quarantine
 from infinity_mm.errors import UserError, explain
@@ -149,7 +149,7 @@ class Planner:
                 planned.append(Planned(key, source, sample.id, fit.exchanges, fit.tokens, fit.vision))
             else:
                 dropped.append(Drop(key, source, sample.id, *fit))
-        rows = best_fit(
+        rows = balanced_fit(
             [sample.tokens for sample in planned],
             self.config.row_tokens,
             [sample.vision for sample in planned],

@@ -89,7 +89,9 @@ def image_size(image: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[in
             # Pillow decodes a whole PNG to find out that it has no EXIF data.
             has_exif = picture.format != "PNG" or _EXIF_KEYS & picture.info.keys() or _late_exif(file)
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
-            if isinstance(picture, TiffImagePlugin.TiffImageFile):  # some versions of Pillow turn its size already
+            if isinstance(
+                picture, TiffImagePlugin.TiffImageFile
+            ):  # some versions of Pillow turn its size already
                 width, height = (int(picture.tag_v2[tag]) for tag in (_TIFF_WIDTH, _TIFF_HEIGHT))
         except Exception as error:  # damaged EXIF data raises whatever its parser raises
             raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error

@@ -108,8 +108,13 @@ def test_a_budget_of_vision_work_holds_for_samples_and_rows() -> None:
     source = ListSource((*talks, several()[0]))
     planner = plan(source, row_tokens=10_000, row_vision=2 * one_image, over_long="truncate_turns")
     window = planner.window(0, 0, 0)
-    assert sorted(sum(sample.vision for sample in row) for row in window.rows) == [one_image] + [2 * one_image] * 2
-    assert [s.exchanges for row in window.rows for s in row] == [1] * 5  # the second image of the last is too much
+    assert (
+        sorted(sum(sample.vision for sample in row) for row in window.rows)
+        == [one_image] + [2 * one_image] * 2
+    )
+    assert [s.exchanges for row in window.rows for s in row] == [
+        1
+    ] * 5  # the second image of the last is too much
 
 
 def test_an_image_that_slicing_refuses_drops_its_sample() -> None:

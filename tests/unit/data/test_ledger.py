@@ -27,7 +27,10 @@ def test_used_dropped_quarantined_and_waiting_are_what_was_seen(tmp_path: Path) 
     state = run(tmp_path / "ledger.jsonl", LoaderState(), 6, source=SomeBad(size=12))
     found = account(tmp_path / "ledger.jsonl")
     assert found.steps == 6
-    assert found.seen == found.used + sum(found.dropped.values()) + sum(found.quarantined.values()) + found.waiting
+    assert (
+        found.seen
+        == found.used + sum(found.dropped.values()) + sum(found.quarantined.values()) + found.waiting
+    )
     assert set(found.dropped) == {"over-long", "no messages"}
     assert set(found.quarantined) == {"2 `<image>` places but 1 images", "not_an_image", "truncated"}
     assert found.seen == state.epoch * 12 + min(12, 8 * (state.window + 1))
@@ -47,7 +50,13 @@ def test_steps_done_again_after_a_kill_count_once(tmp_path: Path, saved_at: int)
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    return {"step": 1, "opened": {"0/0": [1, 2]}, "used": {"0/0": [1]}, "dropped": [], "quarantined": []} | changes
+    return {
+        "step": 1,
+        "opened": {"0/0": [1, 2]},
+        "used": {"0/0": [1]},
+        "dropped": [],
+        "quarantined": [],
+    } | changes
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,9 @@ def test_a_line_in_the_middle_that_cannot_be_read_is_refused(tmp_path: Path) -> 
 
 
 def test_the_account_is_one_line_for_people() -> None:
-    found = Account(steps=2, seen=9, used=4, dropped={"over-long": 2}, quarantined={"truncated": 1}, waiting=2)
+    found = Account(
+        steps=2, seen=9, used=4, dropped={"over-long": 2}, quarantined={"truncated": 1}, waiting=2
+    )
     assert found.line() == (
         "9 samples seen = 4 used + 2 dropped + 1 quarantined + 2 waiting (over-long 2, truncated 1)"
     )

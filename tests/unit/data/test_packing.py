@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from toy_data import ToySource, conversation, processor
 
 from infinity_mm.data.encode import Encoded, Encoder
-from infinity_mm.data.packing import best_fit, block_mask, join, pack
+from infinity_mm.data.packing import balanced_fit, best_fit, block_mask, join, pack
 from infinity_mm.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_a_sample_longer_than_a_row_is_an_error() -> None:
 
 
 def test_a_row_takes_no_more_vision_work_than_its_budget() -> None:
-    # By tokens alone all four would share one row.
+    # By tokens alone all four would share one row. What has no vision work comes last, into the fullest row it fits.
     assert best_fit([4, 3, 2, 1], 10, costs=[6, 5, 4, 0], row_cost=10) == [[0, 2, 3], [1]]
     with pytest.raises(UserError, match="does not fit a row"):
         best_fit([4], 10, costs=[11], row_cost=10)
@@ -59,6 +59,15 @@ def test_the_mask_is_causal_within_a_sample_and_a_branch() -> None:
             ]
         ]
     ]
+
+
+def test_rows_have_equal_vision_work_where_that_costs_no_row() -> None:
+    lengths, costs = [5, 5, 5, 5, 5, 5, 5, 5], [8, 8, 8, 8, 0, 0, 0, 0]
+    rows = balanced_fit(lengths, 10, costs, None)
+    assert sorted(sum(costs[i] for i in row) for row in rows) == [8, 8, 8, 8]
+    # Here equal work would leave rows half empty.
+    assert len(balanced_fit([9, 9, 1, 1], 10, [1, 1, 9, 9], None)) == 2
+    assert len(balanced_fit([5, 5, 5, 5], 10, [9, 9, 9, 1], None)) == 2
 
 
 def samples() -> list[Encoded]:

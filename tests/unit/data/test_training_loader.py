@@ -32,9 +32,7 @@ def planner(source: Any = None, plan: PlanConfig = PLAN, **keys: Any) -> Planner
     return Planner([Phase(from_step=0, mixture=mixture)], Encoder(processor()), plan, **keys)
 
 
-def loader(
-    state: LoaderState = START, source: Any = None, plan: PlanConfig = PLAN, **keys: Any
-) -> RowLoader:
+def loader(state: LoaderState = START, source: Any = None, plan: PlanConfig = PLAN, **keys: Any) -> RowLoader:
     config = keys.pop("config", CONFIG)
     given = keys.pop("planner", None) or planner(source, plan)
     return RowLoader(given, config, state=state, **keys)

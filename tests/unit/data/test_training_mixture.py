@@ -68,7 +68,10 @@ def test_domains_have_weights_of_their_own(tmp_path: Path) -> None:
     index = build_index(data, Encoder(processor()), tmp_path)
     whole = WeightedSource(source=data, name="all", weight=2, index=index)
     mixture = Mixture(by_domain(whole, {"math": 1.5, "ocr": 0}))
-    assert [(p.name, n) for p, n in zip(mixture.parts, mixture.samples_per_epoch)] == [("all/math", 12), ("all/web", 6)]
+    assert [(p.name, n) for p, n in zip(mixture.parts, mixture.samples_per_epoch)] == [
+        ("all/math", 12),
+        ("all/web", 6),
+    ]
     assert {i % 3 for part, i in located(mixture, 0) if part == 0} == {0}
     assert {i for part, i in located(mixture, 0) if part == 1} == {2, 5, 8}
     with pytest.raises(UserError, match="no domain maths"):

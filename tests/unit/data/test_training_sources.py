@@ -128,7 +128,11 @@ def test_a_tar_that_breaks_off_is_not_trained_on_without_a_word(tmp_path: Path) 
 
 
 def chat_rows() -> list[dict[str, Any]]:
-    parts = [{"type": "image", "text": None}, {"type": "text", "text": "and"}, {"type": "image", "text": None}]
+    parts = [
+        {"type": "image", "text": None},
+        {"type": "text", "text": "and"},
+        {"type": "image", "text": None},
+    ]
     return [
         {
             "images": [{"bytes": png(9), "path": None}, {"bytes": png(10), "path": None}],
@@ -176,7 +180,10 @@ def test_hugging_face_chat_data_is_read_in_every_form_it_is_kept_in(
     assert source.outline(0).image_sizes == ((9, 8), (10, 8))
     assert source.outline(1).num_images == 0
     assert source.fingerprint == build_source("chat", {"path": str(path)}).fingerprint
-    assert pickle.loads(pickle.dumps(source))[1].messages == (Message("user", "Hello"), Message("assistant", "Hi"))
+    assert pickle.loads(pickle.dumps(source))[1].messages == (
+        Message("user", "Hello"),
+        Message("assistant", "Hi"),
+    )
 
 
 def test_a_chat_column_or_split_that_is_not_there_is_named(tmp_path: Path) -> None:

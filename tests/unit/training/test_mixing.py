@@ -18,7 +18,10 @@ from infinity_mm.training.sft import train
 def chat(tmp_path: Path, name: str, answers: list[str]) -> dict[str, Any]:
     """A source of text rows."""
     rows = [
-        {"id": f"{name}{i}", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": a}]}
+        {
+            "id": f"{name}{i}",
+            "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": a}],
+        }
         for i, a in enumerate(answers)
     ]
     path = tmp_path / f"{name}.jsonl"
@@ -37,7 +40,12 @@ def test_a_run_keeps_a_ledger_and_its_quarantine_is_obeyed_by_the_next(tmp_path:
     lines = (tmp_path / "web.jsonl").read_text().splitlines()
     lines[4] = json.dumps(bad | {"conversations": [{"from": "gpt", "value": "red"}]})
     (tmp_path / "web.jsonl").write_text("\n".join(lines))
-    keys: dict[str, Any] = {"data": [source], "row_tokens": 64, "steps": 4, "index_dir": str(tmp_path / "index")}
+    keys: dict[str, Any] = {
+        "data": [source],
+        "row_tokens": 64,
+        "steps": 4,
+        "index_dir": str(tmp_path / "index"),
+    }
     first = train(tiny_config(tmp_path / "first", **keys), quiet=True)
     found = account(tmp_path / "first" / "ledger.jsonl")
     assert found.used == first.samples
@@ -94,7 +102,9 @@ def test_keys_that_do_not_fit_each_other_are_refused(
 
 def test_a_phase_of_a_decay_needs_a_schedule_that_decays(tmp_path: Path) -> None:
     config = tiny_config(
-        tmp_path, schedule={"name": "constant"}, mix_by_phase=[{"start": "decay", "weights": {"windtunnel-0": 1}}]
+        tmp_path,
+        schedule={"name": "constant"},
+        mix_by_phase=[{"start": "decay", "weights": {"windtunnel-0": 1}}],
     )
     with pytest.raises(UserError, match="schedule `constant` does not have"):
         train(config, quiet=True)
