@@ -1,6 +1,6 @@
 """Which samples share a row, decided from measurements alone, for one window of samples after the other.
 
-phase, epoch, window --permute--> samples --measured--> costs --fit, balanced_fit--> rows of the window, fates of the rest
+phase, epoch, window --permute--> samples --measured--> costs --balanced_fit--> rows of the window, fates of the rest
 
 A window is a pure function of its number, so that a run goes on anywhere at once, in memory of one window, and every
 process plans the same rows whatever their number. No image is decoded here.
