@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Encoded:
 
     layout: Layout
     pixel_values: Tensor | None
-    """(P, 3 * patch^2) float32, the patches of all views; None without images or where they come later."""
+    """(P, 3 * patch^2) float32, the patches of all views; None without images."""
     view_shapes: Tensor | None
     """(V, 3): image index in the sample, rows and columns in patches."""
 
@@ -125,8 +125,42 @@ class _Builder:
         self.add(ids, branch=0)
 
 
+@runtime_checkable
+class RowEncoder(Protocol):
+    """Measures and encodes conversations for one model; can be sent to worker processes."""
+
+    @property
+    def pad_id(self) -> int:
+        """Id of a padded position."""
+        ...
+
+    @property
+    def packs(self) -> bool:
+        """Whether several samples may share a row."""
+        ...
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes whenever `measure` could give other numbers."""
+        ...
+
+    def measure(self, outline: Outline, turns: Turns) -> TextCost:
+        """What the sample costs beside its images, exchange by exchange."""
+        ...
+
+    def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
+        """What the upright images of one sample cost; raises UserError for one that is not accepted."""
+        ...
+
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample, as long as `measure` and `image_costs` say."""
+        ...
+
+
 class Encoder:
-    """Encodes conversations for one model; can be sent to worker processes."""
+    """Encodes conversations for our own model."""
+
+    packs = True
 
     def __init__(self, processor: InfinityMMProcessor) -> None:
         image_processor: InfinityMMImageProcessor = processor.image_processor
@@ -141,14 +175,14 @@ class Encoder:
             tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else vocab[IM_END]
         )
 
-    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
-        """The whole sample, or all of it but the patches, which are most of the work."""
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample."""
         images = [upright_rgb(image) for image in conversation.images]
         plans = [plan_slices(*image.size, self.slicing) for image in images]
         shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.view_shapes]
         return Encoded(
             layout=self.layout(conversation, turns, plans),
-            pixel_values=self.pixels(images, plans) if with_pixels and images else None,
+            pixel_values=self.pixels(images, plans) if images else None,
             view_shapes=torch.tensor(shapes) if shapes else None,
         )
 
@@ -168,12 +202,13 @@ class Encoder:
             images[exchange] += 1
         return TextCost(tokens=tuple(tokens), images=tuple(images))
 
-    def image_cost(self, width: int, height: int) -> ImageCost:
-        """What an upright image of this size costs; raises UserError for one that is not accepted."""
-        plan = plan_slices(width, height, self.slicing)
-        return ImageCost(
-            tokens=len(image_token_ids(plan, self.schema_ids)), view_shapes=tuple(plan.view_shapes)
-        )
+    def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
+        """What the upright images of one sample cost; raises UserError for one that is not accepted."""
+        plans = [plan_slices(width, height, self.slicing) for width, height in sizes]
+        return [
+            ImageCost(tokens=len(image_token_ids(plan, self.schema_ids)), view_shapes=tuple(plan.view_shapes))
+            for plan in plans
+        ]
 
     @property
     def text_fingerprint(self) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from infinity_mm.data.conversation import ConversationSource
-from infinity_mm.data.encode import Encoder
+from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.measure import Measured, measure
 from infinity_mm.data.workers import in_workers
 from infinity_mm.record import digest
@@ -54,7 +54,7 @@ class LiveIndex:
     """Measures when asked: for drawn data, and for a look at data that is used once."""
 
     source: ConversationSource
-    encoder: Encoder
+    encoder: RowEncoder
 
     def take(self, indices: NDArray[np.int64]) -> list[Measured]:
         """Read and tokenise the given samples."""
@@ -105,7 +105,7 @@ class StoredIndex:
 
 
 def build_index(
-    source: ConversationSource, encoder: Encoder, folder: Path, *, num_workers: int = 0
+    source: ConversationSource, encoder: RowEncoder, folder: Path, *, num_workers: int = 0
 ) -> StoredIndex:
     """The index of a source below `folder`; what is already there is not made again."""
     own = folder / digest("index 1", source.fingerprint, source.turns, encoder.text_fingerprint)[:32]
@@ -120,7 +120,7 @@ def build_index(
 class _Parts(Dataset[int]):
     """Item n writes part n and is its number of samples."""
 
-    def __init__(self, source: ConversationSource, encoder: Encoder, folder: Path) -> None:
+    def __init__(self, source: ConversationSource, encoder: RowEncoder, folder: Path) -> None:
         self.source, self.encoder, self.folder = source, encoder, folder
 
     def __getitem__(self, number: int) -> int:

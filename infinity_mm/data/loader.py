@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from torch.utils.data import Dataset
 
 from infinity_mm.data.conversation import keep_exchanges
-from infinity_mm.data.encode import Encoded, Encoder
+from infinity_mm.data.encode import Encoded, RowEncoder
 from infinity_mm.data.measure import BAD_SAMPLE, one_line
 from infinity_mm.data.mixture import Phase, phase_at
 from infinity_mm.data.packing import Packed, pack
@@ -104,7 +104,7 @@ def assign(costs: Sequence[int], world_size: int, rank: int, micro_batch_rows: i
 class EncodedRows(Dataset[tuple[Packed, tuple[Drop, ...]]]):
     """Item (rows) is their batch, and the samples that could not be encoded."""
 
-    def __init__(self, phases: Sequence[Phase], encoder: Encoder, row_tokens: int) -> None:
+    def __init__(self, phases: Sequence[Phase], encoder: RowEncoder, row_tokens: int) -> None:
         self.phases, self.encoder, self.row_tokens = tuple(phases), encoder, row_tokens
 
     def __getitem__(self, rows: Sequence[PlannedRow]) -> tuple[Packed, tuple[Drop, ...]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infinity_mm.data.conversation import ConversationSource
-from infinity_mm.data.encode import Encoder
+from infinity_mm.data.encode import RowEncoder
 from infinity_mm.errors import UserError
 from infinity_mm.sources.json_rows import BadRow
 from infinity_mm.vision.images import BadImage
@@ -37,7 +37,7 @@ class Measured:
     """Why the sample cannot be used at all."""
 
 
-def measure(source: ConversationSource, index: int, encoder: Encoder) -> Measured:
+def measure(source: ConversationSource, index: int, encoder: RowEncoder) -> Measured:
     """Read and measure one sample; what is wrong with it becomes its `problem`."""
     id_ = f"#{index}"
     try:

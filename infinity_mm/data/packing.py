@@ -39,8 +39,7 @@ class Packed:
     branch_ids: Tensor
     """(R, T)."""
     pixel_values: Tensor | None
-    """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image, or where
-    they come later."""
+    """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image."""
     view_shapes: Tensor | None
     """(V, 3): (image index in the batch, rows, columns in patches) of each view."""
     views_per_row: tuple[int, ...]

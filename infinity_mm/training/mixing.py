@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from infinity_mm.data.encode import Encoder
+from transformers import PreTrainedConfig
+
+from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.index import build_index
 from infinity_mm.data.loader import count_rows
 from infinity_mm.data.mixture import Mixture, Phase, WeightedSource, by_domain, check_phases
-from infinity_mm.data.plan import PlanConfig, Planner
+from infinity_mm.data.plan import PlanConfig, Planner, num_patches
 from infinity_mm.data.quarantine import Listed, Quarantine, read_quarantine
 from infinity_mm.errors import explain
 from infinity_mm.model.configuration import InfinityMMConfig
@@ -41,7 +43,7 @@ def data_fingerprint(mixture: Mixture, listed: Sequence[Listed]) -> str:
     return digest(mixture.fingerprint, Quarantine(listed).fingerprint)
 
 
-def indexed(config: SftConfig, mixture: Mixture, encoder: Encoder) -> Mixture:
+def indexed(config: SftConfig, mixture: Mixture, encoder: RowEncoder) -> Mixture:
     """The mixture with its sources measured, if there is a folder to keep that in."""
     if config.index_dir is None:
         return mixture
@@ -57,8 +59,8 @@ def indexed(config: SftConfig, mixture: Mixture, encoder: Encoder) -> Mixture:
 def build_planner(
     config: SftConfig,
     mixture: Mixture,
-    encoder: Encoder,
-    model_config: InfinityMMConfig,
+    encoder: RowEncoder,
+    model_config: PreTrainedConfig,
     listed: Sequence[Listed],
 ) -> tuple[Planner, int]:
     """The planner of all phases, and the steps of the run."""
@@ -70,7 +72,15 @@ def build_planner(
         over_long=config.over_long,
         seed=config.seed,
     )
-    cost = partial(vision_flops, model_sizes(model_config))
+    cost = num_patches
+    if isinstance(model_config, InfinityMMConfig):
+        cost = partial(vision_flops, model_sizes(model_config))
+    elif gflops is not None:
+        raise explain(
+            what="row_vision_gflops is given, but the work of this model's vision tower is not known",
+            where="training configuration",
+            fix="remove it",
+        )
     first = Phase(from_step=0, mixture=_weighted(config, mixture, {}))
     planner = Planner([first], encoder, plan, vision_cost=cost, quarantine=Quarantine(listed))
     total_steps = config.steps
