@@ -20,6 +20,7 @@ from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
 from infinity_mm.model.build import build_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
+from infinity_mm.model.parts import build_from_parts
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.model.vision_tower import VisionTower
@@ -55,6 +56,8 @@ def start_model(
         if start.vision_tower is not None:
             load_tower(model, Path(start.vision_tower))
         return model, processor
+    if start.parts is not None:
+        return build_from_parts(start.parts)
     assert start.path is not None
     model, processor = load_model(Path(start.path))
     if start.max_slices is not None:
