@@ -114,7 +114,7 @@ def test_a_server_that_never_answers_is_given_up_and_ended(tmp_path: Path) -> No
     assert not pid_file.exists() or not is_alive(int(pid_file.read_text()))
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_serve_says_where_and_ends_with_the_signal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signal_number: int
 ) -> None:
