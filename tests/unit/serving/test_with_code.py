@@ -9,17 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from small_model import noise, small_model
 
 from infinity_mm.errors import UserError
-from infinity_mm.model.build import ModelSpec, build_model
-from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.serving.with_code import code_files, export_with_code
 
-SPEC = ModelSpec(
-    vision_hidden=32, vision_layers=1, vision_heads=2, vision_mlp=48, patch_px=4, scale_px=32,
-    text_hidden=32, text_layers=1, text_heads=2, text_kv_heads=1, text_mlp=48, seed=3,
-)  # fmt: skip
 PROMPT = "<|image|>and<|image|>What colour?"
 SIZES = [(40, 30), (90, 40)]
 """One image that is not sliced, one that is."""
@@ -58,16 +52,15 @@ print([name for name in sys.modules if name.split(".")[0] in ("infinity_mm", "ja
 
 def saved(folder: Path, pictures: Path) -> torch.Tensor:
     """Save a model as the trainer does, and two pictures; return the logits they give."""
-    tokenizer = build_tokenizer(["What colour is the circle? red and blue\n"] * 4, 320)
-    model, processor = build_model(SPEC, tokenizer)
+    model, processor = small_model()
     pictures.mkdir()
-    images = [Image.effect_noise(size, 90).convert("RGB") for size in SIZES]
+    images = [noise(size) for size in SIZES]
     for index, image in enumerate(images):
         image.save(pictures / f"{index}.png")
     (pictures / "prompt.txt").write_text(PROMPT)
     with torch.no_grad():
         inputs = processor(images=images, text=[PROMPT], return_tensors="pt")
-        logits = model.eval()(**inputs).logits
+        logits = model(**inputs).logits
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "trainer").mkdir()
