@@ -206,12 +206,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """`kill` and a closed terminal end the server as Ctrl-C does."""
+    """`kill` and a closed terminal end the server as Ctrl-C does; what the caller ignores, as nohup does, stays so."""
 
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ending = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in ending}
     try:
         yield
     finally:
