@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -114,7 +115,22 @@ def test_a_server_that_never_answers_is_given_up_and_ended(tmp_path: Path) -> No
     assert not pid_file.exists() or not is_alive(int(pid_file.read_text()))
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals as in a terminal, also where the tests run in the background and inherit that they are ignored."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_serve_says_where_and_ends_with_the_signal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signal_number: int
 ) -> None:
