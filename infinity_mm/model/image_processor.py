@@ -1,6 +1,6 @@
 """From images to the packed patches the model reads, through the slice planner.
 
-    images --upright RGB--> plan_slices --> cut_views --to_patches--> pixel_values, view_shapes, image_sizes
+    images --upright RGB--> plan_slices --> cut_views --to_patches, normalise--> pixel_values, view_shapes, image_sizes
 
 Legend: P patches of all views, V views.
 """
@@ -14,7 +14,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput, make_flat_list_of_images, to_numpy_array
 
 from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
+from infinity_mm.vision.images import upright_rgb
+from infinity_mm.vision.pixels import cut_views, normalise, to_patches
 from infinity_mm.vision.slicing import AspectGuard, SliceConfig, plan_slices
 
 
@@ -86,17 +87,18 @@ class InfinityMMImageProcessor(BaseImageProcessor):
         patches, and `image_sizes` (images, 2) with (width, height) in pixels.
         """
         config = self.slice_config()
-        patches, shapes, sizes = [], [], []
+        views, shapes, sizes = [], [], []
         fetched = self.fetch_images(cast(Any, images))
         for index, image in enumerate(cast(list[Any], make_flat_list_of_images(cast(Any, fetched)))):
             picture = _picture(image)
             plan = plan_slices(*picture.size, config)
-            for view, (rows, columns) in zip(cut_views(picture, plan), plan.view_shapes, strict=True):
-                patches.append(to_patches(view, self.patch_px, self.image_mean, self.image_std))
-                shapes.append((index, rows, columns))
+            views += cut_views(picture, plan)
+            shapes += [(index, rows, columns) for rows, columns in plan.view_shapes]
             sizes.append(picture.size)
         data = {
-            "pixel_values": np.concatenate(patches),
+            "pixel_values": normalise(
+                to_patches(views, self.patch_px), self.image_mean, self.image_std
+            ).numpy(),
             "view_shapes": np.array(shapes, dtype=np.int64),
             "image_sizes": np.array(sizes, dtype=np.int64),
         }

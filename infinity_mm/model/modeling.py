@@ -100,7 +100,8 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         """Features of each image, as the language model sees them.
 
         `pooler_output` is a list with one (tokens, width) tensor per image, which `forward(image_features=...)`
-        takes. Lists with one entry per image are accepted; then the image index in `view_shapes` is not read.
+        takes. One entry per image is accepted too, in a list or, as servers do with equal ones, stacked; then the
+        image index in `view_shapes` is not read.
         """
         pixel_values, view_shapes = _packed(pixel_values, view_shapes)
         features_KE = self.connector(self.vision_tower(pixel_values, view_shapes), view_shapes)
@@ -355,10 +356,10 @@ def _sub_configs(config: InfinityMMConfig) -> tuple[PreTrainedConfig, PreTrained
 def _packed(
     pixel_values: Tensor | Sequence[Tensor], view_shapes: Tensor | Sequence[Tensor]
 ) -> tuple[Float[Tensor, "P F"], Int[Tensor, "V 3"]]:
-    """Per-image lists joined into one packed batch, images numbered in order."""
+    """Entries per image, in a list or stacked, joined into one packed batch with images numbered in order."""
     if not isinstance(pixel_values, Tensor):
         pixel_values = torch.cat(list(pixel_values))
-    if not isinstance(view_shapes, Tensor):
+    if not isinstance(view_shapes, Tensor) or view_shapes.dim() == 3:
         numbered = []
         for image, shapes in enumerate(view_shapes):
             shapes = shapes.clone()
