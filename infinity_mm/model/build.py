@@ -40,12 +40,22 @@ class ModelSpec:
     """Key-value heads of the language model."""
     text_mlp: int
     """Hidden width of the language model's MLPs."""
-    merge: int = 2
-    """Side of the square of patches that becomes one token."""
+    connector: str = "pixel_unshuffle_mlp"
+    """Name in `connectors.registry.CONNECTORS`."""
+    connector_queries: int | None = None
+    """Tokens a view of a connector with learned queries; None means its own."""
+    merge: int | None = None
+    """Side of the square of patches that becomes one token; None means the connector's own."""
     max_slices: int = 4
     """Most slices per image, the overview not counted."""
     rounding: Literal["floor", "round"] = "floor"
     """How view sides become multiples of `patch_px * merge`."""
+    views: Literal["uhd", "anyres"] = "uhd"
+    """How images are cut; with `anyres` a tile is `scale_px` wide, and `max_slices` and `rounding` are not read."""
+    overview: Literal["first", "last"] = "first"
+    """Whether the overview of `uhd` stands before or after the slices."""
+    max_tiles: int = 9
+    """For `anyres`: an image's feature map is shrunk to about this many tiles' worth of tokens."""
     max_positions: int = 4096
     """Longest sequence the language model is configured for, in tokens."""
     seed: int = 0
@@ -73,7 +83,7 @@ def build_vision_config(spec: ModelSpec) -> SiglipVisionConfig:
 
 def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> InfinityMMConfig:
     """The configuration of `spec` for a tokenizer that holds the schema tokens."""
-    ids = SchemaTokens().ids(tokenizer)
+    ids = SchemaTokens.of(spec.views).ids(tokenizer)
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=spec.text_hidden,
@@ -90,10 +100,15 @@ def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> Infinit
     return InfinityMMConfig(
         vision_config=build_vision_config(spec),
         text_config=text,
+        connector=spec.connector,
+        connector_queries=spec.connector_queries,
         merge=spec.merge,
         scale_px=spec.scale_px,
         max_slices=spec.max_slices,
         rounding=spec.rounding,
+        views=spec.views,
+        overview=spec.overview,
+        max_tiles=spec.max_tiles,
         image_token_id=ids.image,
         image_start_token_id=ids.image_start,
         image_end_token_id=ids.image_end,

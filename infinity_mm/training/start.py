@@ -14,15 +14,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
+from infinity_mm.data.measure import BAD_SAMPLE
 from infinity_mm.data.mixture import Mixture, WeightedSource
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
 from infinity_mm.model.build import build_model
+from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
+from infinity_mm.model.parts import build_from_parts
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.model.vision_tower import VisionTower
-from infinity_mm.training.config import DataConfig, StartConfig
+from infinity_mm.training.config import DataConfig, StartConfig, source_name
 
 
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
@@ -32,9 +35,15 @@ def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accele
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **kwargs)
 
 
-def build_mixture(data: Sequence[DataConfig]) -> Mixture:
+def build_mixture(data: Sequence[DataConfig], *, temperature: float = 1.0) -> Mixture:
     """All data sources."""
-    return Mixture([WeightedSource(source=build_source(d.kind, d.options), weight=d.weight) for d in data])
+    parts = [
+        WeightedSource(
+            source=build_source(d.kind, d.options), name=source_name(number, d), weight=d.weight, cap=d.cap
+        )
+        for number, d in enumerate(data)
+    ]
+    return Mixture(parts, temperature=temperature)
 
 
 def start_model(
@@ -48,6 +57,8 @@ def start_model(
         if start.vision_tower is not None:
             load_tower(model, Path(start.vision_tower))
         return model, processor
+    if start.parts is not None:
+        return build_from_parts(start.parts)
     assert start.path is not None
     model, processor = load_model(Path(start.path))
     if start.max_slices is not None:
@@ -79,23 +90,15 @@ def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
     tower.load_state_dict(trained)
 
 
-def load_model(folder: Path) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor]:
-    """Model in float32 and processor from a checkpoint folder."""
-    if not (folder / "config.json").is_file():
-        raise explain(
-            what=f"{folder} is not a checkpoint folder: it has no config.json",
-            where="model.path",
-            fix="give the folder that holds config.json, model.safetensors and the processor",
-        )
-    model = InfinityMMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model, InfinityMMProcessor.from_pretrained(folder)
-
-
 def corpus(mixture: Mixture, num_samples: int) -> Iterator[str]:
     """Texts of `num_samples` conversations spread evenly over the mixture."""
     stride = max(1, len(mixture) // num_samples)
     for index in range(0, min(len(mixture), stride * num_samples), stride):
-        for message in mixture.get(0, index)[0].messages:
+        try:
+            messages = mixture.outline(0, index).messages
+        except BAD_SAMPLE:  # the ledger of the run names it
+            continue
+        for message in messages:
             yield f"{message.role}\n" + message.text.replace(
                 IMAGE_PLACEHOLDER, ""
             )  # as the chat template writes it

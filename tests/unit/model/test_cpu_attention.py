@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from infinity_mm.data.packing import block_mask
 from infinity_mm.model import attention
-from infinity_mm.model.attention import sdpa_float32_forward
+from infinity_mm.model.attention import block_mask, sdpa_float32_forward
 
 
 class Layer(nn.Module):
