@@ -52,10 +52,13 @@ class PartsSpec:
     """Folder or Hub id of a SigLIP or fixed-resolution SigLIP 2 (transformers or open_clip), or of our own model."""
     language: str
     """Folder or Hub id of a decoder-only language model with its tokenizer."""
-    scale_px: int
-    """Side of the square whose area one view may have, in pixels."""
+    scale_px: int = 392
+    """Side of the square whose area one view may have, in pixels; not read with `views: anyres`, whose tiles are as
+    large as the tower's images."""
     vision_layers: int | None = None
     """Keep only the first so many layers of the tower; None keeps all."""
+    vision_post_layernorm: bool = True
+    """Whether the connector reads the tower after its last layer norm."""
     connector: str = "pixel_unshuffle_mlp"
     """Name in `connectors.registry.CONNECTORS`."""
     connector_hidden: int | None = None
@@ -68,6 +71,12 @@ class PartsSpec:
     """Most slices per image, the overview not counted."""
     rounding: Literal["floor", "round"] = "floor"
     """How view sides become multiples of `patch * merge`."""
+    views: Literal["uhd", "anyres"] = "uhd"
+    """How images are cut: LLaVA-UHD's slices, or LLaVA-OneVision's tiles."""
+    overview: Literal["first", "last"] = "first"
+    """Whether the overview of `uhd` stands before or after the slices."""
+    max_tiles: int = 9
+    """For `anyres`: an image's feature map is shrunk to about this many tiles' worth of tokens."""
     seed: int = 0
     """Seed of the connector's initial weights."""
 
@@ -78,6 +87,8 @@ def build_from_parts(spec: PartsSpec) -> tuple[InfinityMMForConditionalGeneratio
     Raises UserError for parts that do not fit, among them a language model whose own logits the whole cannot give.
     """
     tower = load_vision_tower(spec.vision, num_layers=spec.vision_layers)
+    if not spec.vision_post_layernorm:
+        tower.post_layernorm = nn.Identity()
     tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(spec.language))
     language: Any = AutoModelForCausalLM.from_pretrained(spec.language, dtype=torch.float32)
     own_end = tokenizer.eos_token_id
@@ -154,7 +165,7 @@ def _config(
     spec: PartsSpec, tower: VisionTower, language: Any, tokenizer: PreTrainedTokenizerFast
 ) -> InfinityMMConfig:
     """The whole model's configuration, with the ids of this tokenizer."""
-    ids = _SCHEMA.ids(tokenizer)
+    ids = SchemaTokens.of(spec.views).ids(tokenizer)
     language.config.eos_token_id = tokenizer.eos_token_id
     language.config.pad_token_id = tokenizer.pad_token_id
     return InfinityMMConfig(
@@ -167,6 +178,10 @@ def _config(
         scale_px=spec.scale_px,
         max_slices=spec.max_slices,
         rounding=spec.rounding,
+        views=spec.views,
+        overview=spec.overview,
+        max_tiles=spec.max_tiles,
+        vision_post_layernorm=spec.vision_post_layernorm,
         image_token_id=ids.image,
         image_start_token_id=ids.image_start,
         image_end_token_id=ids.image_end,
@@ -192,8 +207,11 @@ def _join(
             shape=config.connector_shape(),
         )
         connector.apply(model._init_weights)
+        newline_E = torch.randn(text.hidden_size) * text.hidden_size**-0.5
     model.model.vision_tower = tower
     model.model.connector = connector
+    if config.views == "anyres":
+        model.model.image_newline = nn.Parameter(newline_E)
     model.model.language_model = language.base_model
     model.lm_head = head
     model.set_attn_implementation("sdpa")

@@ -51,7 +51,13 @@ def test_text_alone_gives_the_logits_of_the_language_model(language: str, tmp_pa
 
 @pytest.mark.parametrize(
     "connector",
-    [{"connector": "perceiver", "connector_queries": 5}, {"connector": "mlp"}, {"merge": 4}],
+    [
+        {"connector": "perceiver", "connector_queries": 5},
+        {"connector": "mlp"},
+        {"merge": 4},
+        {"connector": "mlp", "views": "anyres", "max_tiles": 2, "vision_post_layernorm": False},
+        {"overview": "last"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("language", ["qwen2", "llama"])
