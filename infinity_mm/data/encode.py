@@ -11,7 +11,7 @@ token, whatever it contains.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -48,6 +48,10 @@ class Layout:
     branch_ids: list[int]
     """0 on what all branches share, 1, 2, ... on the branches; all 0 in a causal conversation."""
     num_images: int
+    domain: str = "default"
+    """Label of the conversation, for counting."""
+    source: str = "0"
+    """Place of its source in the mixture."""
 
     def __len__(self) -> int:
         """Positions it takes in a row."""
@@ -121,7 +125,8 @@ class Encoder:
             self._write_causal(builder, messages, images)
         else:
             self._write_independent(builder, conversation.id, messages, images)
-        return self._tokenise(conversation.id, builder, len(images))
+        layout = self._tokenise(conversation.id, builder, len(images))
+        return replace(layout, domain=conversation.domain)
 
     def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""

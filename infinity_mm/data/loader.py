@@ -173,7 +173,8 @@ class WindowDataset(Dataset[Window]):
                     fix="raise row_tokens, or set over_long: drop",
                 )
             return Drop(id=conversation.id, reason=f"over-long: {len(sample.layout)} tokens")
-        return sample
+        source = str(self.mixture.locate(epoch, index)[0])
+        return replace(sample, layout=replace(sample.layout, source=source))
 
 
 class PixelDataset(Dataset[Tensor | None]):

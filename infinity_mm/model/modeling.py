@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
@@ -22,6 +21,7 @@ from infinity_mm.errors import explain
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.connector import CONNECTORS
+from infinity_mm.model.cross_entropy import token_losses
 from infinity_mm.model.fusion import check_counts, fuse
 from infinity_mm.model.vision_tower import VisionTower
 
@@ -145,6 +145,8 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
             )
         if image_features is not None:
             inputs_embeds = self._with_images(input_ids, inputs_embeds, image_features)
+        elif self.training:
+            inputs_embeds = inputs_embeds + 0.0 * self._blank_view(inputs_embeds.device)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=self._kernel_mask(attention_mask, inputs_embeds.dtype),
@@ -153,6 +155,14 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
             use_cache=bool(use_cache) and not self.training,
             **kwargs,
         )
+
+    def _blank_view(self, device: torch.device) -> Float[Tensor, ""]:
+        """A number made of the smallest view there is. Added zero times where a batch has no image, so that every
+        parameter takes part in every training step: processes that share gradients or weights wait for each other."""
+        merge, (vision, _) = self.config.merge, _sub_configs(self.config)
+        pixels_PF = torch.zeros(merge**2, vision.num_channels * vision.patch_size**2, device=device)
+        shapes = torch.tensor([[0, merge, merge]])
+        return self.connector(self.vision_tower(pixels_PF, shapes), shapes).sum()
 
     def _with_images(
         self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Sequence[Tensor]
@@ -275,8 +285,12 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         """Cross entropy in float32 of each position whose next token has a label."""
         next_labels = labels[:, 1:]
         labelled = next_labels != IGNORED_LABEL
-        logits = self.lm_head(hidden_BTE[:, :-1][labelled])
-        return functional.cross_entropy(logits.float(), next_labels[labelled], reduction="none")
+        return token_losses(
+            self.lm_head,
+            hidden_BTE[:, :-1][labelled],
+            next_labels[labelled],
+            vocab_size=self.lm_head.weight.shape[0],
+        )
 
     def prepare_inputs_for_generation(
         self,

@@ -60,7 +60,7 @@ def test_changing_one_packed_sample_moves_no_others_logits() -> None:
     assert (before[0, first:] - after[0, first:]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("weighting", ["token", "square_root"])
+@pytest.mark.parametrize("weighting", ["token", "square_root", "sample"])
 def test_packed_padded_and_accumulated_give_the_same_loss_and_gradients(weighting: Weighting) -> None:
     model, encoder = model_and_encoder()
     samples = three_samples(encoder)
@@ -109,7 +109,7 @@ def test_a_batch_without_labels_has_a_loss_of_zero_that_can_be_differentiated() 
 
 def test_an_answer_of_n_tokens_weighs_the_square_root_of_n() -> None:
     labels = torch.tensor([[-100, 5, 5, 5, 5, -100, 7, -100], [9, 5, -100, -100, 6, 6, -100, 3]])
-    assert label_weights(labels, "square_root").tolist() == [
+    assert label_weights(labels, torch.ones_like(labels), "square_root").tolist() == [
         [0, 0.5, 0.5, 0.5, 0.5, 0, 1, 0],
         [0, 1, 0, 0, pytest.approx(0.5**0.5), pytest.approx(0.5**0.5), 0, 1],
     ]
@@ -117,4 +117,13 @@ def test_an_answer_of_n_tokens_weighs_the_square_root_of_n() -> None:
 
 def test_by_token_every_label_weighs_one_but_that_of_the_first_position_which_nothing_predicts() -> None:
     labels = torch.tensor([[5, 5, -100, 7]])
-    assert label_weights(labels, "token").tolist() == [[0, 1, 0, 1]]
+    assert label_weights(labels, torch.ones_like(labels), "token").tolist() == [[0, 1, 0, 1]]
+
+
+def test_by_sample_every_sample_weighs_one() -> None:
+    labels = torch.tensor([[-100, 5, -100, 5, -100, 7, -100], [-100, -100, 6, 6, 6, 6, -100]])
+    samples = torch.tensor([[1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1, 0]])
+    assert label_weights(labels, samples, "sample").tolist() == [
+        [0, 0.5, 0, 0.5, 0, 1, 0],
+        [0, 0, 0.25, 0.25, 0.25, 0.25, 0],
+    ]
