@@ -123,9 +123,12 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         view_shapes: Int[Tensor, "V 3"] | None = None,
         image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         use_cache: bool | None = None,
+        every_part: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states for text with images.
+
+        With `every_part` the vision tower and connector run even where there is no image, and change nothing.
 
         `attention_mask` is (B, T) for padding, or (B, 1, T, T) boolean with True = attend, which reaches the attention
         kernel as it is. The cache is off unless asked for, and always off in training: with a cache, transformers
@@ -145,7 +148,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
             )
         if image_features is not None:
             inputs_embeds = self._with_images(input_ids, inputs_embeds, image_features)
-        elif self.training:
+        elif every_part:
             inputs_embeds = inputs_embeds + 0.0 * self._blank_view(inputs_embeds.device)
         return self.language_model(
             inputs_embeds=inputs_embeds,
@@ -158,7 +161,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
 
     def _blank_view(self, device: torch.device) -> Float[Tensor, ""]:
         """A number made of the smallest view there is. Added zero times where a batch has no image, so that every
-        parameter takes part in every training step: processes that share gradients or weights wait for each other."""
+        parameter takes part in every loss: processes that share gradients or weights wait for each other."""
         merge, (vision, _) = self.config.merge, _sub_configs(self.config)
         pixels_PF = torch.zeros(merge**2, vision.num_channels * vision.patch_size**2, device=device)
         shapes = torch.tensor([[0, merge, merge]])
@@ -263,6 +266,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
             view_shapes=view_shapes,
             image_features=image_features,
             use_cache=use_cache if labels is None else False,
+            every_part=labels is not None,
             **kwargs,
         )
         hidden_BTE = outputs.last_hidden_state

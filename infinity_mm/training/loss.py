@@ -11,7 +11,7 @@ With all weights 1 a dense caption of 60 tokens counts sixty times what the one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,18 @@ from infinity_mm.data.packing import Packed, block_mask
 Weighting = Literal["token", "square_root", "sample"]
 
 
+class LocalLoss(NamedTuple):
+    """The loss of one micro-batch."""
+
+    loss: Tensor
+    """Its share of the step's loss."""
+    token_losses: Tensor
+    """Cross entropy of each supervised token in reading order (M), detached."""
+
+
 def local_loss(
     model: nn.Module, batch: Packed, *, total_weight: float, weighting: Weighting = "token"
-) -> Tensor:
+) -> LocalLoss:
     """Weighted cross entropy of one micro-batch over `total_weight`, that of the whole step."""
     output = model(
         input_ids=batch.input_ids,
@@ -33,11 +42,13 @@ def local_loss(
         pixel_values=batch.pixel_values,
         view_shapes=batch.view_shapes,
         labels=batch.labels,
-        loss_weights=label_weights(batch.labels, batch.sample_ids, weighting) if weighting != "token" else None,
+        loss_weights=label_weights(batch.labels, batch.sample_ids, weighting)
+        if weighting != "token"
+        else None,
         num_items_in_batch=torch.tensor(total_weight, device=batch.labels.device),
         use_cache=False,
     )
-    return output.loss
+    return LocalLoss(output.loss, output.token_losses)
 
 
 def label_weights(labels_RT: Tensor, sample_ids_RT: Tensor, weighting: Weighting) -> Tensor:

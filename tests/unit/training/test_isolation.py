@@ -41,7 +41,7 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     weight, total = total_weight(batches, weighting), 0.0
     for batch in batches:
-        loss = local_loss(model, batch, total_weight=weight, weighting=weighting)
+        loss = local_loss(model, batch, total_weight=weight, weighting=weighting).loss
         loss.backward()
         total += float(loss.detach())
     return total, gradients(model)
@@ -76,7 +76,7 @@ def test_the_loss_is_the_mean_over_labelled_tokens_of_the_step() -> None:
     batch = pack([three_samples(encoder)], 256, 3)
     scores = logits(model, batch)[0, :-1].float()
     wanted = torch.nn.functional.cross_entropy(scores, batch.labels[0, 1:], ignore_index=IGNORE)
-    assert float(local_loss(model, batch, total_weight=batch.num_labels).detach()) == pytest.approx(
+    assert float(local_loss(model, batch, total_weight=batch.num_labels).loss.detach()) == pytest.approx(
         float(wanted), abs=1e-5
     )
 
@@ -102,7 +102,7 @@ def test_a_batch_without_labels_has_a_loss_of_zero_that_can_be_differentiated() 
     model, encoder = model_and_encoder()
     batch = pack([three_samples(encoder)], 256, 3)
     batch.labels.fill_(IGNORE)
-    loss = local_loss(model, batch, total_weight=7)
+    loss = local_loss(model, batch, total_weight=7).loss
     loss.backward()
     assert float(loss.detach()) == 0.0
 
