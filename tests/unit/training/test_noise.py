@@ -12,7 +12,7 @@ SAMPLES = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 2, 0]])
 def embedding() -> nn.Embedding:
     embedding = nn.Embedding(1, 4)
     nn.init.zeros_(embedding.weight)
-    return embedding
+    return embedding.requires_grad_(False)
 
 
 def test_noise_is_uniform_with_the_papers_bound_for_the_length_of_the_packed_sample() -> None:
