@@ -23,10 +23,14 @@ class WeightedSource:
     weight: float = 1.0
     """Times each of its samples is seen in one epoch; 0.5 shows one half in one epoch, the other in the next."""
 
+    cap: int | None = None
+    """Most samples of it in one epoch; None: no limit."""
+
     @property
     def samples_per_epoch(self) -> int:
         """How many samples of this source one epoch holds."""
-        return round(self.weight * len(self.source))
+        number = round(self.weight * len(self.source))
+        return number if self.cap is None else min(number, self.cap)
 
 
 class Mixture:
@@ -53,7 +57,10 @@ class Mixture:
     def fingerprint(self) -> str:
         """Changes with any source or weight."""
         return digest(
-            *(f"{part.source.fingerprint}/{part.source.turns}/{part.weight}" for part in self.parts)
+            *(
+                f"{part.source.fingerprint}/{part.source.turns}/{part.weight}/{part.cap}"
+                for part in self.parts
+            )
         )
 
     def locate(self, epoch: int, index: int) -> tuple[int, int]:

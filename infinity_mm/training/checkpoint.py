@@ -223,11 +223,7 @@ def refuse_other_run(
     state: TrainerState, config: dict[str, Any], fingerprint: str, may_change: frozenset[str]
 ) -> None:
     """Raise UserError when a run would be resumed with another configuration or other data."""
-    changed = [
-        difference
-        for key in sorted({*state.config, *config} - may_change)
-        for difference in _differences(key, state.config.get(key), config.get(key))
-    ]
+    changed = changes(state.config, config, may_change)
     if not changed and state.data_fingerprint != fingerprint:
         changed = ["the data itself (fingerprint of the sources)"]
     if changed:
@@ -238,6 +234,15 @@ def refuse_other_run(
             fix="choose a new out_dir, or undo the change; "
             f"without a new run only these may change: {', '.join(sorted(may_change))}",
         )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], may_change: frozenset[str]) -> list[str]:
+    """`key: 1 -> 2` for every value that differs, but for the keys that may."""
+    return [
+        difference
+        for key in sorted({*before, *now} - may_change)
+        for difference in _differences(key, before.get(key), now.get(key))
+    ]
 
 
 def _differences(name: str, before: Any, after: Any) -> list[str]:

@@ -24,6 +24,8 @@ class DataConfig:
     """Name in `infinity_mm.data.sources.SOURCES`."""
     weight: float = 1.0
     """Times each of its samples is seen in one epoch."""
+    cap: int | None = None
+    """Most samples of it in one epoch; None: no limit."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the source, for example path, turns, or the wind tunnel's tasks."""
 
@@ -46,6 +48,9 @@ class StartConfig:
 
     path: str | None = None
     """Checkpoint folder with model and processor."""
+    scale_px: int | None = None
+    """Used with `path` only: side of the square whose area one view may have from now on, in pixels; None keeps the
+    checkpoint's."""
     max_slices: int | None = None
     """Used with `path` only: most slices of an image from now on, 0 for the overview alone; None keeps the
     checkpoint's."""

@@ -34,7 +34,9 @@ def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accele
 
 def build_mixture(data: Sequence[DataConfig]) -> Mixture:
     """All data sources."""
-    return Mixture([WeightedSource(source=build_source(d.kind, d.options), weight=d.weight) for d in data])
+    return Mixture(
+        [WeightedSource(source=build_source(d.kind, d.options), weight=d.weight, cap=d.cap) for d in data]
+    )
 
 
 def start_model(
@@ -50,8 +52,11 @@ def start_model(
         return model, processor
     assert start.path is not None
     model, processor = load_model(Path(start.path))
-    if start.max_slices is not None:
-        model.config.max_slices = processor.image_processor.max_slices = start.max_slices
+    for key in ("scale_px", "max_slices"):
+        value = getattr(start, key)
+        if value is not None:
+            setattr(model.config, key, value)
+            setattr(processor.image_processor, key, value)
     return model, processor
 
 
