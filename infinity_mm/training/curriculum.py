@@ -70,8 +70,9 @@ def merge(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(common)
     for key, value in own.items():
         before = merged.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(before, value) if both else value
+        merged[key] = (
+            merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        )
     return merged
 
 

@@ -21,7 +21,7 @@ from infinity_mm.data.loader import RowLoader, StepBatch
 from infinity_mm.data.packing import Packed
 from infinity_mm.errors import explain
 from infinity_mm.model.flops import ModelSizes
-from infinity_mm.record import seed_for
+from infinity_mm.record import digest, seed_for
 from infinity_mm.training.checkpoint import TrainerState
 from infinity_mm.training.config import SftConfig
 from infinity_mm.training.guard import Guard
@@ -108,13 +108,15 @@ def run_steps(
         loss, tally = _backward(learner, batch.micro_batches, weight, config)
         norms = gradient_norms(optimizer)
         norm = math.hypot(*norms.values())
+        parts = everywhere(accelerator, (samples_of(batch.micro_batches), tally.totals()))
+        ids = sorted(id_ for own, _ in parts for id_ in own)
+        by_label = mean_losses(totals for _, totals in parts)
         step, problem = state.step + 1, guard.problem(loss, norm)
         if problem is None:
             clip(optimizer, norms, config.grad_clip)
             optimizer.step()
             guard.passed(step, loss)
         else:
-            ids = everywhere(accelerator, samples_of(batch.micro_batches))
             if guard.must_stop():
                 raise _bad_step(step, problem, ids)
             hooks.skipped(step, problem, ids)
@@ -134,7 +136,6 @@ def run_steps(
             recent_losses=guard.recent_losses,
             held_out_loss=hooks.held_out_loss() if _is_measured(config, step, state.total_steps) else None,
         )
-        by_label = mean_losses(accelerator, tally.totals())
         speed = useful / seconds
         hooks.log(
             StepMetrics(
@@ -144,6 +145,7 @@ def run_steps(
                 lr=factor,
                 rows=config.global_batch_rows,
                 samples=samples,
+                samples_digest=digest(*ids)[:16],
                 images=images,
                 tokens=tokens,
                 labels=labels,

@@ -27,6 +27,8 @@ class StepMetrics:
     """Factor of the schedule."""
     rows: int
     samples: int
+    samples_digest: str
+    """Hash of the ids of these samples, so that two runs can be compared."""
     images: int
     tokens: int
     """Padding left out."""

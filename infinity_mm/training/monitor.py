@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +39,7 @@ BF16_PEAKS = {
 }
 """Dense bfloat16 operations a second by a part of the device's name, from the makers' data sheets; the first match."""
 
+T = TypeVar("T")
 Label = tuple[str, str]
 """(`domain` or `source`, its name)."""
 
@@ -79,14 +81,13 @@ class LossTally:
         return sums
 
 
-def mean_losses(
-    accelerator: Accelerator, totals: dict[Label, tuple[float, int]]
-) -> dict[str, dict[str, float]]:
-    """{domain: {name: mean}, source: {...}} over all processes, per supervised token whatever the weighting."""
+def mean_losses(totals: Iterable[dict[Label, tuple[float, int]]]) -> dict[str, dict[str, float]]:
+    """{domain: {name: mean}, source: {...}} of all processes, per supervised token whatever the weighting."""
     sums: dict[Label, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for label, (loss, count) in everywhere(accelerator, list(totals.items())):
-        sums[label][0] += loss
-        sums[label][1] += count
+    for of_process in totals:
+        for label, (loss, count) in of_process.items():
+            sums[label][0] += loss
+            sums[label][1] += count
     means: dict[str, dict[str, float]] = {"domain": {}, "source": {}}
     for (kind, name), (loss, count) in sorted(sums.items()):
         if count:
@@ -94,9 +95,9 @@ def mean_losses(
     return means
 
 
-def everywhere(accelerator: Accelerator, own: list) -> list:
-    """The lists of all processes, one after the other."""
-    return own if accelerator.num_processes == 1 else gather_object(own)
+def everywhere(accelerator: Accelerator, own: T) -> list[T]:
+    """What each process has."""
+    return [own] if accelerator.num_processes == 1 else gather_object([own])
 
 
 def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:

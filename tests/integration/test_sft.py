@@ -34,7 +34,7 @@ def run(arguments: Sequence[str], extra_env: Mapping[str, str]) -> subprocess.Co
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | extra_env,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra_env},
         capture_output=True,
         text=True,
         timeout=600,
@@ -65,7 +65,7 @@ def test_two_processes_compute_the_losses_of_one_and_resume_each_other(tmp_path:
 
 @pytest.mark.integration
 def test_a_rank_without_images_waits_for_nobody_and_gradients_are_those_of_one_process() -> None:
-    script = str(ROOT / "tests/integration/uneven_images.py")
+    script = str(ROOT / "tests/unit/training/uneven_images.py")
     both = run(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script], {})
     assert both.returncode == 0, both.stderr
     assert "find_unused_parameters" not in both.stderr

@@ -40,6 +40,15 @@ def test_a_source_that_gives_nothing_is_an_error() -> None:
         Mixture([WeightedSource(source=ToySource(size=4), weight=0.01)])
 
 
+def test_a_cap_bounds_what_one_epoch_holds_and_the_next_goes_on_there() -> None:
+    mixture = Mixture(
+        [WeightedSource(source=ToySource(size=5), cap=2), WeightedSource(source=ToySource(size=1), cap=9)]
+    )
+    assert len(mixture) == 3
+    assert [mixture.locate(0, i) for i in range(3)] == [(0, 0), (0, 1), (1, 0)]
+    assert [mixture.locate(1, i) for i in range(2)] == [(0, 2), (0, 3)]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1000])
 def test_a_permutation_holds_every_index_once(size: int) -> None:
     assert sorted(permute(i, size, 5) for i in range(size)) == list(range(size))

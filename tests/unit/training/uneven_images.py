@@ -3,13 +3,8 @@
 Prints the largest difference, first with DistributedDataParallel, then sharded.
 """
 
-import sys
-from pathlib import Path
-
 import torch
 from torch.distributed.tensor import DTensor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "training"))
 from toy_run import model_and_encoder, three_samples
 
 from infinity_mm.data.packing import pack
