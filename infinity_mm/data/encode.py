@@ -1,7 +1,7 @@
 """One conversation to token ids, labels, positions and patches.
 
     conversation --place_images--> messages --ChatML--> ids, labels, positions, branches
-                 --plan_slices, cut_views, to_patches--> pixel_values (P, C), view_shapes (V, 3)
+                 --plan_slices, cut_views, to_patches, normalise--> pixel_values (P, C), view_shapes (V, 3)
 
 The ids are those of the tokenizer's own chat template. One deliberate choice: an answer is tokenised apart from the
 `assistant` line before it, as at generation time, where the prompt ends there. And text is never read as a special
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,8 @@ from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens, image_token_ids
 from infinity_mm.model.tokenizer import IM_END, IM_START
-from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
+from infinity_mm.vision.images import upright_rgb
+from infinity_mm.vision.pixels import cut_views, normalise, to_patches
 from infinity_mm.vision.slicing import SlicePlan, plan_slices
 
 IGNORE = -100
@@ -131,9 +131,7 @@ class Encoder:
     def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""
         views = [view for image, plan in zip(images, plans) for view in cut_views(image, plan)]
-        return torch.from_numpy(
-            np.concatenate([to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in views])
-        )
+        return normalise(to_patches(views, self.slicing.patch_px), self.mean, self.std)
 
     def _write_causal(
         self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]

@@ -7,7 +7,7 @@ import torch
 from toy_data import ToySource, conversation, processor
 
 from infinity_mm.data.encode import Encoded, Encoder
-from infinity_mm.data.packing import best_fit, block_mask, fill_rate, join, pack, plan_rows, split
+from infinity_mm.data.packing import best_fit, fill_rate, join, pack, plan_rows, split
 from infinity_mm.errors import UserError
 
 
@@ -31,25 +31,6 @@ def test_rows_are_shuffled_the_same_way_for_the_same_seed() -> None:
     assert rows == plan_rows(lengths, 40, random.Random(1))
     assert rows != best_fit(lengths, 40)
     assert sorted(rows) == sorted(best_fit(lengths, 40))
-
-
-def test_the_mask_is_causal_within_a_sample_and_a_branch() -> None:
-    sample_ids = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0]])
-    branch_ids = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 0]])
-    assert block_mask(sample_ids, branch_ids).int().tolist() == [
-        [
-            [
-                [1, 0, 0, 0, 0, 0, 0, 0],
-                [1, 1, 0, 0, 0, 0, 0, 0],
-                [1, 1, 1, 0, 0, 0, 0, 0],
-                [0, 0, 0, 1, 0, 0, 0, 0],
-                [0, 0, 0, 1, 1, 0, 0, 0],
-                [0, 0, 0, 1, 1, 1, 0, 0],
-                [0, 0, 0, 1, 0, 0, 1, 0],
-                [0, 0, 0, 0, 0, 0, 0, 1],
-            ]
-        ]
-    ]
 
 
 def samples() -> list[Encoded]:
