@@ -11,20 +11,28 @@ token, whatever it contains.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Message, Turns, place_images
+from infinity_mm.data.conversation import (
+    IMAGE_PLACEHOLDER,
+    Conversation,
+    Message,
+    Outline,
+    Turns,
+    place_images,
+)
 from infinity_mm.errors import explain
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens, image_token_ids
 from infinity_mm.model.tokenizer import IM_END, IM_START
+from infinity_mm.record import digest
 from infinity_mm.vision.images import upright_rgb
 from infinity_mm.vision.pixels import cut_views, normalise, to_patches
 from infinity_mm.vision.slicing import SlicePlan, plan_slices
@@ -32,7 +40,8 @@ from infinity_mm.vision.slicing import SlicePlan, plan_slices
 IGNORE = -100
 """Label of a position without loss."""
 
-OverLong = Literal["drop", "error"]
+OverLong = Literal["drop", "error", "truncate_turns"]
+"""What happens to a sample that does not fit a row; `truncate_turns` drops whole exchanges from its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,8 @@ class Layout:
     num_images: int
     domain: str = "default"
     """Label of the conversation, for counting."""
-    source: str = "0"
-    """Place of its source in the mixture."""
+    source: str = ""
+    """Name of its source."""
 
     def __len__(self) -> int:
         """Positions it takes in a row."""
@@ -69,9 +78,29 @@ class Encoded:
 
     layout: Layout
     pixel_values: Tensor | None
-    """(P, 3 * patch^2) float32, the patches of all views; None without images or where they come later."""
+    """(P, 3 * patch^2) float32, the patches of all views; None without images."""
     view_shapes: Tensor | None
     """(V, 3): image index in the sample, rows and columns in patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextCost:
+    """What a sample costs in positions beside its images; the first entry is what stands before all exchanges."""
+
+    tokens: tuple[int, ...]
+    """Of each exchange."""
+    images: tuple[int, ...]
+    """How many images stand in each exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCost:
+    """What one image costs."""
+
+    tokens: int
+    """Positions in a row, markers included."""
+    view_shapes: tuple[tuple[int, int], ...]
+    """(rows, columns) in patches of each view."""
 
 
 @dataclass
@@ -81,16 +110,61 @@ class _Builder:
     pieces: list[str | list[int]] = field(default_factory=list)
     labelled: list[bool] = field(default_factory=list)
     branches: list[int] = field(default_factory=list)
+    exchanges: list[int] = field(default_factory=list)
+    image_exchanges: list[int] = field(default_factory=list)
+    """The exchange that each image stands in."""
+    exchange: int = 0
+    """0 before the first question, then 1, 2, ..."""
 
     def add(self, piece: str | list[int], *, branch: int, labelled: bool = False) -> None:
-        """Append one piece."""
+        """Append one piece to the current exchange."""
         self.pieces.append(piece)
         self.labelled.append(labelled)
         self.branches.append(branch)
+        self.exchanges.append(self.exchange)
+
+    def add_image(self, ids: list[int]) -> None:
+        """Append what one image becomes."""
+        self.image_exchanges.append(self.exchange)
+        self.add(ids, branch=0)
+
+
+@runtime_checkable
+class RowEncoder(Protocol):
+    """Measures and encodes conversations for one model; can be sent to worker processes."""
+
+    @property
+    def pad_id(self) -> int:
+        """Id of a padded position."""
+        ...
+
+    @property
+    def packs(self) -> bool:
+        """Whether several samples may share a row."""
+        ...
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes whenever `measure` could give other numbers."""
+        ...
+
+    def measure(self, outline: Outline, turns: Turns) -> TextCost:
+        """What the sample costs beside its images, exchange by exchange."""
+        ...
+
+    def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
+        """What the upright images of one sample cost; raises UserError for one that is not accepted."""
+        ...
+
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample, as long as `measure` and `image_costs` say."""
+        ...
 
 
 class Encoder:
-    """Encodes conversations for one model; can be sent to worker processes."""
+    """Encodes conversations for our own model."""
+
+    packs = True
 
     def __init__(self, processor: InfinityMMProcessor) -> None:
         image_processor: InfinityMMImageProcessor = processor.image_processor
@@ -105,28 +179,54 @@ class Encoder:
             tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else vocab[IM_END]
         )
 
-    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
-        """The whole sample, or all of it but the patches, which are most of the work."""
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample."""
         images = [upright_rgb(image) for image in conversation.images]
         plans = [plan_slices(*image.size, self.slicing) for image in images]
         shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.view_shapes]
         return Encoded(
             layout=self.layout(conversation, turns, plans),
-            pixel_values=self.pixels(images, plans) if with_pixels and images else None,
+            pixel_values=self.pixels(images, plans) if images else None,
             view_shapes=torch.tensor(shapes) if shapes else None,
         )
 
     def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[SlicePlan]) -> Layout:
         """The text side; `plans` are those of the upright images."""
-        messages = place_images(conversation)
         images = [image_token_ids(plan, self.schema_ids) for plan in plans]
+        return self._tokenise(conversation.id, self._write(conversation, turns, images), len(images))
+
+    def measure(self, outline: Outline, turns: Turns) -> TextCost:
+        """What the sample costs beside its images, exchange by exchange."""
+        builder = self._write(outline, turns, [[]] * outline.num_images)
+        tokens = [0] * (builder.exchange + 1)
+        for exchange, ids in zip(builder.exchanges, self._ids(builder)):
+            tokens[exchange] += len(ids)
+        images = [0] * len(tokens)
+        for exchange in builder.image_exchanges:
+            images[exchange] += 1
+        return TextCost(tokens=tuple(tokens), images=tuple(images))
+
+    def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
+        """What the upright images of one sample cost; raises UserError for one that is not accepted."""
+        plans = [plan_slices(width, height, self.slicing) for width, height in sizes]
+        return [
+            ImageCost(tokens=len(image_token_ids(plan, self.schema_ids)), view_shapes=tuple(plan.view_shapes))
+            for plan in plans
+        ]
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes whenever `measure` could give other numbers."""
+        return digest("chatml 1", self.tokenizer.backend_tokenizer.to_str())
+
+    def _write(self, conversation: Conversation | Outline, turns: Turns, images: list[list[int]]) -> _Builder:
+        messages = place_images(conversation)
         builder = _Builder()
         if turns == "causal":
             self._write_causal(builder, messages, images)
         else:
             self._write_independent(builder, conversation.id, messages, images)
-        layout = self._tokenise(conversation.id, builder, len(images))
-        return replace(layout, domain=conversation.domain)
+        return builder
 
     def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""
@@ -142,13 +242,15 @@ class Encoder:
             if message.role == "assistant":
                 self._write_answer(builder, message.text, branch=0)
                 continue
+            if message.role == "user":
+                builder.exchange += 1
             builder.add(self.im_start, branch=0)
             before, *after = (
                 message.text.split(IMAGE_PLACEHOLDER) if message.role == "user" else [message.text]
             )
             builder.add(f"{message.role}\n{before}", branch=0)
             for text in after:
-                builder.add(next(waiting), branch=0)
+                builder.add_image(next(waiting))
                 builder.add(text, branch=0)
             self._write_end(builder, branch=0)
 
@@ -173,9 +275,10 @@ class Encoder:
         if images:
             builder.add("user\n", branch=0)
         for image in images:
-            builder.add(image, branch=0)
+            builder.add_image(image)
         messages = (Message("user", first.removeprefix(front)), *messages[1:])
         for branch, (question, answer) in enumerate(zip(messages[::2], messages[1::2]), 1):
+            builder.exchange = branch
             builder.add(head + question.text, branch=branch)
             self._write_end(builder, branch=branch)
             self._write_answer(builder, answer.text, branch=branch)
@@ -191,20 +294,23 @@ class Encoder:
         builder.add(self.im_end, branch=branch)
         builder.add("\n", branch=branch)
 
-    def _tokenise(self, id_: str, builder: _Builder, num_images: int) -> Layout:
+    def _ids(self, builder: _Builder) -> list[list[int]]:
+        """The pieces as token ids."""
         texts = [piece for piece in builder.pieces if isinstance(piece, str)]
         tokenised = iter(
             self.tokenizer(
                 texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
             ).input_ids
         )
+        return [next(tokenised) if isinstance(piece, str) else piece for piece in builder.pieces]
+
+    def _tokenise(self, id_: str, builder: _Builder, num_images: int) -> Layout:
         input_ids: list[int] = []
         labels: list[int] = []
         position_ids: list[int] = []
         branch_ids: list[int] = []
         shared = position = branch = 0
-        for piece, labelled, piece_branch in zip(builder.pieces, builder.labelled, builder.branches):
-            ids = next(tokenised) if isinstance(piece, str) else piece
+        for ids, labelled, piece_branch in zip(self._ids(builder), builder.labelled, builder.branches):
             if piece_branch != branch:
                 shared = position if branch == 0 else shared
                 branch, position = piece_branch, shared

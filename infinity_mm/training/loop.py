@@ -67,7 +67,7 @@ class Hooks:
     """What the loop calls on every process; some do their work on the main one only."""
 
     log: Callable[[StepMetrics], None]
-    drops: Callable[[StepBatch], None]
+    fates: Callable[[StepBatch], None]
     save: Callable[[TrainerState], None]
     skipped: Callable[[int, str, list[str]], None]
     """(step, problem, ids of its samples): the optimiser left this step out."""
@@ -121,7 +121,7 @@ def run_steps(
                 raise _bad_step(step, problem, ids)
             hooks.skipped(step, problem, ids)
         optimizer.zero_grad(set_to_none=True)
-        hooks.drops(batch)
+        hooks.fates(batch)
         labels, samples, images, tokens, asked, useful, padding = map(int, sums)
         seconds = time.perf_counter() - start
         state = replace(
@@ -218,7 +218,7 @@ def _backward(
             batch = batch.to(accelerator.device)
             learner.noise.begin(batch.sample_ids)
             loss, token_losses_M = local_loss(
-                model, batch, total_weight=weight, weighting=config.loss_weighting
+                model, batch, total_weight=weight or 1.0, weighting=config.loss_weighting
             )
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

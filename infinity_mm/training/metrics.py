@@ -45,7 +45,7 @@ class StepMetrics:
     loss_by_domain: dict[str, float] = field(default_factory=dict)
     """Mean cross entropy per supervised token, unweighted."""
     loss_by_source: dict[str, float] = field(default_factory=dict)
-    """The same by place of the source in the mixture."""
+    """The same by name of the source."""
     grad_norm_by_part: dict[str, float] = field(default_factory=dict)
     """Before clipping."""
     memory_gb: dict[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,15 +19,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
 from infinity_mm.config import build, to_plain
 from infinity_mm.data.encode import Encoder
-from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, count_rows
+from infinity_mm.data.ledger import Ledger, account
+from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch
 from infinity_mm.data.mixture import Mixture
+from infinity_mm.data.plan import Drop, Planner
+from infinity_mm.data.quarantine import Listed, append_quarantine
 from infinity_mm.errors import UserError, explain
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.configuration import InfinityMMConfig
@@ -51,6 +54,7 @@ from infinity_mm.training.guard import Guard
 from infinity_mm.training.held_out import HeldOut
 from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
 from infinity_mm.training.metrics import Reporter, StepMetrics
+from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, read_listed
 from infinity_mm.training.monitor import peak_flops
 from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import build_optimizer, freeze
@@ -74,7 +78,7 @@ class TrainResult:
     images: int
     """Images trained on."""
     dropped: int
-    """Samples dropped, listed in dropped.jsonl."""
+    """Samples that were planned into no row; ledger.jsonl has the fate of every sample."""
 
 
 def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
@@ -88,17 +92,22 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     )
     _refuse_deepspeed(accelerator)
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    mixture = build_mixture(config.data)
-    model, processor, origin = _model(config, mixture)
+    mixture = build_mixture(config.data, temperature=config.mix_temperature)
+    listed = read_listed(config)
+    fingerprint = data_fingerprint(mixture, listed)
+    model, processor, origin = _model(config, mixture, fingerprint)
     encoder = Encoder(processor)
-    state = _state(config, mixture, encoder, origin)
+    with accelerator.main_process_first():
+        mixture = indexed(config, mixture, encoder)
+    planner, total_steps = build_planner(config, mixture, encoder, model.config, listed)
+    state = _state(config, fingerprint, total_steps, origin)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
     noise = EmbeddingNoise(model.get_input_embeddings(), config.neftune_alpha)
     wrapped = _prepare(model, config, accelerator)
     optimizer = build_optimizer(model, config)
     if origin is not None:
         load_optimizer(origin, model, optimizer)
-    loader = _loader(mixture, encoder, _loader_config(config), accelerator, state.loader)
+    loader = _loader(planner, config, accelerator, state.loader)
     learner = Learner(
         accelerator=accelerator,
         model=wrapped,
@@ -112,9 +121,11 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     stop = Stop()
     with ExitStack() as stack:
         writer = stack.enter_context(Writer(background=config.save_in_background))
-        reporter = None
+        reporter = ledger = None
         if accelerator.is_main_process:
-            _write_run(config, mixture, accelerator)
+            _write_run(config, fingerprint, accelerator)
+            append_quarantine(config.out_dir / "quarantine.jsonl", listed)
+            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.step)
             reporter = _reporter(config, state, accelerator, quiet)
             reporter.say(_greeting(config, model, mixture, state, accelerator))
 
@@ -149,10 +160,10 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
 
         hooks = Hooks(
             log=log,
-            drops=partial(_write_drops, config.out_dir, accelerator),
+            fates=partial(_write_fates, config.out_dir, ledger, accelerator),
             save=save,
             skipped=skipped,
-            held_out_loss=_held_out(config, encoder, learner),
+            held_out_loss=_held_out(config, encoder, model.config, learner),
         )
         stack.enter_context(stop.on_sigterm())
         state = run_steps(learner, loader, state, config, hooks, stop)
@@ -169,7 +180,8 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
                     dtype=config.save_dtype,
                 )
         accelerator.wait_for_everyone()
-        if reporter is not None:
+        if reporter is not None and ledger is not None:
+            reporter.say(account(ledger.path).line())
             reporter.say(
                 f"model: {model_dir}" if model_dir else f"stopped at step {state.step}; run again to go on"
             )
@@ -211,31 +223,42 @@ def _prepare(
     return accelerator.prepare(model)
 
 
-def _loader(
-    mixture: Mixture, encoder: Encoder, config: LoaderConfig, accelerator: Accelerator, state: LoaderState
-) -> RowLoader:
+def _loader(planner: Planner, config: SftConfig, accelerator: Accelerator, state: LoaderState) -> RowLoader:
     return RowLoader(
-        mixture,
-        encoder,
-        config,
+        planner,
+        LoaderConfig(
+            global_batch_rows=config.global_batch_rows,
+            micro_batch_rows=config.micro_batch_rows,
+            num_workers=config.num_workers,
+        ),
         state=state,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
 
 
-def _held_out(config: SftConfig, encoder: Encoder, learner: Learner) -> Callable[[], float]:
+def _held_out(
+    config: SftConfig, encoder: Encoder, model_config: InfinityMMConfig, learner: Learner
+) -> Callable[[], float]:
     """Measures; the rows are read when it is first asked."""
     made: list[HeldOut] = []
 
     def measure() -> float:
         assert config.held_out is not None
         if not made:
-            whole = replace(
-                _loader_config(config), global_batch_rows=config.held_out.rows, num_workers=0, seed=0
+            one_step = replace(
+                config,
+                data=config.held_out.data,
+                global_batch_rows=config.held_out.rows,
+                steps=1,
+                epochs=None,
+                mix_by_phase=(),
+                num_workers=0,
             )
-            mixture = build_mixture(config.held_out.data)
-            loader = _loader(mixture, encoder, whole, learner.accelerator, LoaderState())
+            with learner.accelerator.main_process_first():
+                mixture = indexed(one_step, build_mixture(one_step.data), encoder)
+            planner, _ = build_planner(one_step, mixture, encoder, model_config, ())
+            loader = _loader(planner, one_step, learner.accelerator, LoaderState())
             made.append(HeldOut(loader, config, learner.noise))
         return made[0].loss(learner.accelerator, learner.model)
 
@@ -295,20 +318,26 @@ def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, 
     )
 
 
-def _write_drops(out_dir: Path, accelerator: Accelerator, batch: StepBatch) -> None:
-    """One line per dropped sample; every process drops the same ones, the main one writes."""
-    if accelerator.is_main_process and batch.dropped:
-        with (out_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(drop)) + "\n" for drop in batch.dropped)
+def _write_fates(out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch) -> None:
+    """What became of every sample of a step; each process knows what spoiled in its own rows, the main one writes."""
+    spoiled: list[Drop] = list(batch.spoiled)
+    if accelerator.num_processes > 1:
+        spoiled = gather_object(spoiled)
+    if ledger is not None:
+        ledger.write(batch, spoiled)
+        found = [drop for drop in (*batch.dropped, *spoiled) if drop.fate == "quarantined"]
+        if found:
+            listed = [Listed(drop.source, drop.id, drop.reason) for drop in found]
+            append_quarantine(out_dir / "quarantine.jsonl", listed)
 
 
 def _model(
-    config: SftConfig, mixture: Mixture
+    config: SftConfig, mixture: Mixture, fingerprint: str
 ) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor, Path | None]:
     """(model, processor, checkpoint it goes on from)."""
     saved = checkpoints(config.out_dir)
     if saved:
-        refuse_other_run(read_state(saved[-1]), to_plain(config), mixture.fingerprint, MAY_CHANGE_ON_RESUME)
+        refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)
         return *load_model(saved[-1]), saved[-1]
     branch = config.schedule.branch_from
     if branch is not None:
@@ -316,19 +345,8 @@ def _model(
     return *start_model(config.model, mixture), None
 
 
-def _state(config: SftConfig, mixture: Mixture, encoder: Encoder, origin: Path | None) -> TrainerState:
+def _state(config: SftConfig, fingerprint: str, total_steps: int, origin: Path | None) -> TrainerState:
     """Where the run starts."""
-    total_steps = config.steps
-    if total_steps is None:
-        assert config.epochs is not None
-        total_steps = max(
-            1,
-            round(
-                config.epochs
-                * count_rows(mixture, encoder, _loader_config(config))
-                / config.global_batch_rows
-            ),
-        )
     plain: dict[str, Any] = to_plain(config)
     if origin is None:
         return TrainerState(
@@ -339,43 +357,31 @@ def _state(config: SftConfig, mixture: Mixture, encoder: Encoder, origin: Path |
             tokens=0,
             images=0,
             dropped=0,
-            data_fingerprint=mixture.fingerprint,
+            data_fingerprint=fingerprint,
             config=plain,
         )
     before = read_state(origin)
-    now = replace(before, total_steps=total_steps, config=plain, data_fingerprint=mixture.fingerprint)
+    now = replace(before, total_steps=total_steps, config=plain, data_fingerprint=fingerprint)
     if origin != config.schedule.branch_from:
         return now
     same_data = before.config["data"] == plain["data"]
     refuse_other_run(
         before,
         plain,
-        mixture.fingerprint if same_data else before.data_fingerprint,
-        MAY_CHANGE_ON_RESUME | {"schedule", "model", "data"},
+        fingerprint if same_data else before.data_fingerprint,
+        MAY_CHANGE_ON_RESUME | {"schedule", "model", "data", "mix_by_phase"},
     )
     stable = build(ScheduleConfig, before.config["schedule"])
     refuse_bad_branch(stable, before.total_steps, config.schedule, total_steps, before.step)
     return now if same_data else replace(now, loader=LoaderState())  # other data begins at its start
 
 
-def _loader_config(config: SftConfig) -> LoaderConfig:
-    return LoaderConfig(
-        row_tokens=config.row_tokens,
-        global_batch_rows=config.global_batch_rows,
-        micro_batch_rows=config.micro_batch_rows,
-        window=config.window,
-        over_long=config.over_long,
-        seed=config.seed,
-        num_workers=config.num_workers,
-    )
-
-
-def _write_run(config: SftConfig, mixture: Mixture, accelerator: Accelerator) -> None:
+def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) -> None:
     """run.json: enough to do the run again."""
     packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow")
     run = {
         "config": to_plain(config),
-        "data_fingerprint": mixture.fingerprint,
+        "data_fingerprint": fingerprint,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "python": platform.python_version(),

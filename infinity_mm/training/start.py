@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
+from infinity_mm.data.measure import BAD_SAMPLE
 from infinity_mm.data.mixture import Mixture, WeightedSource
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
@@ -22,7 +23,7 @@ from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.model.vision_tower import VisionTower
-from infinity_mm.training.config import DataConfig, StartConfig
+from infinity_mm.training.config import DataConfig, StartConfig, source_name
 
 
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
@@ -32,11 +33,15 @@ def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accele
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **kwargs)
 
 
-def build_mixture(data: Sequence[DataConfig]) -> Mixture:
+def build_mixture(data: Sequence[DataConfig], *, temperature: float = 1.0) -> Mixture:
     """All data sources."""
-    return Mixture(
-        [WeightedSource(source=build_source(d.kind, d.options), weight=d.weight, cap=d.cap) for d in data]
-    )
+    parts = [
+        WeightedSource(
+            source=build_source(d.kind, d.options), name=source_name(number, d), weight=d.weight, cap=d.cap
+        )
+        for number, d in enumerate(data)
+    ]
+    return Mixture(parts, temperature=temperature)
 
 
 def start_model(
@@ -100,7 +105,11 @@ def corpus(mixture: Mixture, num_samples: int) -> Iterator[str]:
     """Texts of `num_samples` conversations spread evenly over the mixture."""
     stride = max(1, len(mixture) // num_samples)
     for index in range(0, min(len(mixture), stride * num_samples), stride):
-        for message in mixture.get(0, index)[0].messages:
+        try:
+            messages = mixture.outline(0, index).messages
+        except BAD_SAMPLE:  # the ledger of the run names it
+            continue
+        for message in messages:
             yield f"{message.role}\n" + message.text.replace(
                 IMAGE_PLACEHOLDER, ""
             )  # as the chat template writes it
