@@ -37,9 +37,10 @@ def main(
     quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
 ) -> None:
     """Parse, build, run, report."""
-    from accelerate import PartialState  # heavy imports wait until --help is out of the way
-
-    from infinity_mm.training.curriculum import load_stages, run_stages
+    from infinity_mm.training.curriculum import (  # heavy imports wait until --help is done
+        load_stages,
+        run_stages,
+    )
     from infinity_mm.training.sft import train
 
     try:
@@ -48,9 +49,8 @@ def main(
             stages,
             lambda stage: train(stage, quiet=quiet).model_dir is not None,
             only=stage,
-            say=print if PartialState().is_main_process and not quiet else lambda _: None,
+            say=print if os.environ.get("RANK", "0") == "0" and not quiet else lambda _: None,
         )
-        PartialState().destroy_process_group()
     except UserError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error

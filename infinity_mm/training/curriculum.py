@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infinity_mm.config import build, read_config, to_plain
 from infinity_mm.errors import explain
 from infinity_mm.training.checkpoint import changes
@@ -124,7 +126,9 @@ def run_stages(
         if stage.name:
             say(f"stage {stage.name} ({number + 1} of {len(stages)})")
         if not train(stage.config):
-            return
+            break
+    if torch.distributed.is_initialized():  # by the first stage, for all
+        torch.distributed.destroy_process_group()
 
 
 def _refuse_other_stage(stage: Stage) -> None:
