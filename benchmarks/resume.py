@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-STEPS, SAVE_EVERY, ROWS = 6, 2, 4
+STEPS, SAVE_EVERY, ROWS = 60, 8, 4
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def interrupted(folder: Path, wanted: list[dict[str, Any]], worlds: tuple[int, i
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--kill-after", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--kill-after", type=int, nargs="+", default=[3, 21, 43])
     options = parser.parse_args()
     print(f"{STEPS} steps of {ROWS} rows, a checkpoint every {SAVE_EVERY} steps\n")
     print(
