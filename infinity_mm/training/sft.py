@@ -111,7 +111,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         if accelerator.is_main_process:
             _write_run(config, fingerprint, accelerator)
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
-            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.step)
+            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.loader.step)
             reporter = stack.enter_context(_reporter(config, state, quiet))
             reporter.say(_greeting(config, model, mixture, state, accelerator))
 
