@@ -128,7 +128,8 @@ class EncodedRows(Dataset[tuple[Packed, tuple[Drop, ...]]]):
             return _spoiled(planned, one_line(error))
         if len(sample.layout) != planned.tokens:
             return _spoiled(planned, f"{len(sample.layout)} tokens where {planned.tokens} were planned")
-        return sample
+        labels = {"domain": conversation.domain, "source": planned.source}
+        return replace(sample, layout=replace(sample.layout, **labels))
 
 
 def _spoiled(planned: Planned, reason: str) -> Drop:

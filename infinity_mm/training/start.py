@@ -57,8 +57,11 @@ def start_model(
         return model, processor
     assert start.path is not None
     model, processor = load_model(Path(start.path))
-    if start.max_slices is not None:
-        model.config.max_slices = processor.image_processor.max_slices = start.max_slices
+    for key in ("scale_px", "max_slices"):
+        value = getattr(start, key)
+        if value is not None:
+            setattr(model.config, key, value)
+            setattr(processor.image_processor, key, value)
     return model, processor
 
 
