@@ -204,7 +204,9 @@ def _prepare(
     freeze(model, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.precision == "bf16" and accelerator.device.type == "cpu":
+    if config.model.attention is not None:
+        model.set_attn_implementation(config.model.attention)
+    elif accelerator.device.type == "cpu":
         model.set_attn_implementation(SDPA_FLOAT32)  # 1.2 to 1.5 times the speed, see that file
     if config.compile:
         for module in model.modules():
