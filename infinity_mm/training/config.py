@@ -258,7 +258,7 @@ class SftConfig:
     seed: int = 0
     """Seed of sample order and of everything random in a step."""
     num_workers: int = 2
-    """Background processes that render and encode."""
+    """Background processes that read and encode, and one more that plans; 0: all in the training process."""
     threads: int | None = None
     """Threads of one process for matrix products; None leaves torch's choice."""
     save_every_steps: int = 500
