@@ -275,8 +275,8 @@ class Run:
 
     def _trl(self, samples: Samples, options: dict[str, Any]) -> Any:
         """SFTTrainer on samples that are tokenised before the clock starts."""
-        from trl import SFTConfig as TrlConfig
-        from trl import SFTTrainer
+        from trl.trainer.sft_config import SFTConfig as TrlConfig
+        from trl.trainer.sft_trainer import SFTTrainer
 
         layouts = [samples.encoded(i).layout for i in range(len(samples))]
         data = {"input_ids": [x.input_ids for x in layouts], "labels": [x.labels for x in layouts]}

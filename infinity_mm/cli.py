@@ -418,7 +418,7 @@ def export_data(
     run_or_folder: Annotated[
         Path,
         typer.Argument(
-            help="A finished run, or a folder that `import` wrote; with --with-code a checkpoint folder."
+            help="A finished run, or a folder that `import` wrote; with --with-code a model as `serve` takes."
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder to write; it appears whole or not at all.")],
@@ -444,7 +444,7 @@ def export_data(
     if to is None:
         from infinity_mm.serving.with_code import export_with_code
 
-        code = export_with_code(run_or_folder, out)
+        code = export_with_code(str(run_or_folder), out)
         if as_json:
             _print_json({"out": str(out), "code": [path.name for path in code]})
         else:

@@ -172,19 +172,19 @@ def sdpa_float32_forward(
     """
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
+    rows = [] if attention_mask is None else _blocks(attention_mask)
     with torch.autocast(query.device.type, enabled=False):
-        wide = [x.float() for x in (query, key, value)]
-        rows = [] if attention_mask is None else _blocks(attention_mask)
+        q, k, v = query.float(), key.float(), value.float()
         if attention_mask is None or max(map(len, rows), default=1) == 1:
-            output, _ = sdpa_attention_forward(module, *wide, attention_mask, **kwargs)
+            output, _ = sdpa_attention_forward(module, q, k, v, attention_mask, **kwargs)
             return output.to(query.dtype), None
         outputs: list[Tensor] = []
-        for row, blocks in enumerate(rows):
+        for r, blocks in enumerate(rows):
             parts: list[Tensor] = []
             for start, stop in blocks:
-                inputs = (x[row : row + 1, :, start:stop] for x in wide)
-                mask = attention_mask[row : row + 1, :, start:stop, start:stop]
-                parts.append(sdpa_attention_forward(module, *inputs, mask, **kwargs)[0])
+                at = (slice(r, r + 1), slice(None), slice(start, stop))
+                mask = attention_mask[at][..., start:stop]
+                parts.append(sdpa_attention_forward(module, q[at], k[at], v[at], mask, **kwargs)[0])
             outputs.append(torch.cat(parts, dim=1))
     return torch.cat(outputs).to(query.dtype), None
 

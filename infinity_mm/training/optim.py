@@ -11,7 +11,7 @@ from infinity_mm.training.muon import Muon
 
 PARTS = {
     "vision_tower": ("model.vision_tower.",),
-    "connector": ("model.connector.",),
+    "connector": ("model.connector.", "model.image_newline"),
     "language_model": ("model.language_model.", "lm_head."),
 }
 """Part of the model -> prefixes of its parameters' names."""

@@ -19,6 +19,7 @@ from infinity_mm.data.mixture import Mixture, WeightedSource
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
 from infinity_mm.model.build import build_model
+from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.parts import build_from_parts
 from infinity_mm.model.processor import InfinityMMProcessor
@@ -87,18 +88,6 @@ def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
             fix="give model.build the sizes of the tower's config.json",
         )
     tower.load_state_dict(trained)
-
-
-def load_model(folder: Path) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor]:
-    """Model in float32 and processor from a checkpoint folder."""
-    if not (folder / "config.json").is_file():
-        raise explain(
-            what=f"{folder} is not a checkpoint folder: it has no config.json",
-            where="model.path",
-            fix="give the folder that holds config.json, model.safetensors and the processor",
-        )
-    model = InfinityMMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model, InfinityMMProcessor.from_pretrained(folder)
 
 
 def corpus(mixture: Mixture, num_samples: int) -> Iterator[str]:

@@ -66,8 +66,9 @@ def test_outputs_and_gradients_are_those_of_one_product(rows: list[list[int]], s
     generator = torch.Generator().manual_seed(seed)
     shapes = [(len(rows), heads, longest, 8) for heads in (4, 2, 2)]
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-    ours, _ = sdpa_float32_forward(Layer(), *inputs, mask)
-    reference = one_product(*inputs, mask)
+    query, key, value = inputs
+    ours, _ = sdpa_float32_forward(Layer(), query, key, value, mask)
+    reference = one_product(query, key, value, mask)
     torch.testing.assert_close(ours, reference)
     weights = torch.randn(ours.shape, generator=generator)
     for mine, other in zip(
