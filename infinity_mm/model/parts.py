@@ -205,10 +205,11 @@ def _join(
             shape=config.connector_shape(),
         )
         connector.apply(model._init_weights)
-        if spec.views == "anyres":
-            model.model.image_newline = nn.Parameter(torch.randn(text.hidden_size) * text.hidden_size**-0.5)
+        newline_E = torch.randn(text.hidden_size) * text.hidden_size**-0.5
     model.model.vision_tower = tower
     model.model.connector = connector
+    if config.views == "anyres":
+        model.model.image_newline = nn.Parameter(newline_E)
     model.model.language_model = language.base_model
     model.lm_head = head
     model.set_attn_implementation("sdpa")
