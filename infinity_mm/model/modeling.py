@@ -197,7 +197,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         self, mask: Tensor | None, sample_ids: Tensor | None, branch_ids: Tensor | None, inputs_embeds: Tensor
     ) -> dict[str, Any]:
         """The language model's arguments about attention, in the form its backend reads."""
-        backend, dtype = self.language_model.config._attn_implementation, inputs_embeds.dtype
+        backend, dtype = str(self.language_model.config._attn_implementation), inputs_embeds.dtype
         check_gradients(backend, inputs_embeds)
         if sample_ids is not None:
             if mask is not None:

@@ -102,9 +102,8 @@ def extend_vocabulary(tokenizer: PreTrainedTokenizerFast, language: Any) -> None
     wanted = [*_SCHEMA.all, IM_START, IM_END, *([PAD] if tokenizer.pad_token is None else [])]
     known = tokenizer.get_vocab()
     new = [token for token in wanted if token not in known]
-    tokenizer.add_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in new], special_tokens=True
-    )
+    added: Any = [AddedToken(token, special=True, normalized=False) for token in new]
+    tokenizer.add_tokens(added, special_tokens=True)
     tokenizer.eos_token = IM_END
     if tokenizer.pad_token is None:
         tokenizer.pad_token = PAD

@@ -69,7 +69,7 @@ class StartConfig:
     parts: PartsSpec | None = None
     """Published vision tower and language model with a fresh connector between them."""
     attention: Literal["eager", "sdpa", "sdpa_float32", "flex_attention", "varlen"] | None = None
-    """Attention backend (docs/model.md); None: sdpa, and sdpa_float32 for bf16 on a CPU."""
+    """Attention backend (docs/model.md); None: sdpa, and sdpa_float32 on a CPU."""
 
     def __post_init__(self) -> None:
         if sum(start is not None for start in (self.path, self.build, self.parts)) != 1:

@@ -19,11 +19,11 @@ from transformers import (
     SiglipVisionModel,
 )
 
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 64, "patch_size": 4,
     "image_size": 32,
 }  # fmt: skip
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 48,
 }  # fmt: skip
@@ -57,7 +57,9 @@ def save_siglip_with_text(folder: Path) -> SiglipModel:
     return model
 
 
-def save_open_clip(folder: Path, *, name: str = "vit_base_patch16_siglip_224", **extra: torch.Tensor) -> Any:
+def save_open_clip(
+    folder: Path, *, name: str = "vit_base_patch16_siglip_224", extra: dict[str, torch.Tensor] | None = None
+) -> Any:
     """A timm ViT in open_clip's files; returns it."""
     from timm.models.vision_transformer import VisionTransformer
 
@@ -71,7 +73,7 @@ def save_open_clip(folder: Path, *, name: str = "vit_base_patch16_siglip_224", *
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     tensors = {f"visual.trunk.{key}": value.clone() for key, value in trunk.state_dict().items()}
     text = {"text.token_embedding.weight": torch.zeros(9, 48), "logit_scale": torch.tensor(1.0)}
-    save_file(tensors | text | extra, folder / "open_clip_model.safetensors")
+    save_file(tensors | text | (extra or {}), folder / "open_clip_model.safetensors")
     return trunk
 
 

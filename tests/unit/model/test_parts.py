@@ -1,5 +1,6 @@
 """A model from parts: the language model's own logits, the tokens' first values, and one folder in the end."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,20 @@ import torch
 from published_parts import save_llama, save_qwen2, save_siglip
 from tiny_vlm import picture
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from infinity_mm.cli import app
+from infinity_mm.config import load_config
 from infinity_mm.errors import UserError
 from infinity_mm.model import parts
+from infinity_mm.model.connectors.shape import connector_shape
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.parts import PartsSpec, build_from_parts
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens
 from infinity_mm.model.tokenizer import CHAT_TEMPLATE
 
+MODELS = Path(__file__).parents[3] / "configs" / "models"
 SAVE = {"qwen2": save_qwen2, "llama": save_llama}
 IDS = torch.tensor([[5, 9, 60, 270, 14, 3]])
 
@@ -56,9 +62,8 @@ def test_the_saved_folder_gives_the_same_model(
     model.save_pretrained(tmp_path / "whole")
     processor.save_pretrained(tmp_path / "whole")
     again = InfinityMMForConditionalGeneration.from_pretrained(tmp_path / "whole").eval()
-    inputs = InfinityMMProcessor.from_pretrained(tmp_path / "whole")(
-        images=[picture(60, 40)], text=["<|image|> the row"], return_tensors="pt"
-    )
+    saved: Any = InfinityMMProcessor.from_pretrained(tmp_path / "whole")
+    inputs = saved(images=[picture(60, 40)], text=["<|image|> the row"], return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
     assert inputs["input_ids"].max() < model.config.text_config.vocab_size
@@ -142,7 +147,7 @@ def test_every_weight_is_real_and_trains(tmp_path: Path) -> None:
 def test_a_language_model_with_another_head_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = parts.InfinityMMForConditionalGeneration.forward
+    forward: Any = parts.InfinityMMForConditionalGeneration.forward
 
     def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = forward(self, *args, **kwargs)
@@ -152,3 +157,27 @@ def test_a_language_model_with_another_head_is_refused(
     monkeypatch.setattr(parts.InfinityMMForConditionalGeneration, "forward", scaled)
     with pytest.raises(UserError, match="logits differ by"):
         assembled(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(MODELS.glob("*.yaml")), ids=lambda file: file.name)
+def test_a_shipped_file_of_parts_is_strictly_valid(file: Path) -> None:
+    spec = load_config(PartsSpec, file)
+    shape = connector_shape(spec.connector, merge=spec.merge, queries=spec.connector_queries)
+    found = re.search(r"patch(\d+)-", spec.vision)
+    assert found is not None
+    assert spec.scale_px % (int(found.group(1)) * shape.merge) == 0
+
+
+def test_parts_are_put_together_from_the_command_line(tmp_path: Path) -> None:
+    save_siglip(tmp_path / "vision")
+    save_qwen2(tmp_path / "language")
+    arguments = [f"vision={tmp_path / 'vision'}", f"language={tmp_path / 'language'}", "scale_px=32"]
+    done = CliRunner().invoke(
+        app, ["assemble", str(MODELS / "aquila_vl_2b.yaml"), *arguments, "--out", str(tmp_path / "whole")]
+    )
+    assert done.exit_code == 0, done.output
+    model = InfinityMMForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    assert f"{sum(weight.numel() for weight in model.parameters()):,} parameters" in done.output.replace(
+        "\n", ""
+    )
+    assert model.config.scale_px == 32

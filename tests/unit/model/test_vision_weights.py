@@ -91,7 +91,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     ["visual.trunk.blocks.0.ls1.gamma", "visual.trunk.blocks.0.norm.weight", "visual.trunk.norm1.bias"],
 )
 def test_an_unknown_open_clip_tensor_is_named(name: str, tmp_path: Path) -> None:
-    save_open_clip(tmp_path, **{name: torch.zeros(48)})
+    save_open_clip(tmp_path, extra={name: torch.zeros(48)})
     with pytest.raises(UserError, match=name):
         load_vision_tower(str(tmp_path))
 
