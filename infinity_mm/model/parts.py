@@ -27,13 +27,12 @@ from infinity_mm.model.vision_weights import load_vision_tower
 
 _ROWS_MULTIPLE = 64
 """A grown vocabulary is padded to a multiple of this, which tensor cores and tensor parallelism want."""
-_SCHEMA = SchemaTokens()
 _MEANINGS = {
-    _SCHEMA.image: "image",
-    _SCHEMA.image_start: "start of image",
-    _SCHEMA.image_end: "end of image",
-    _SCHEMA.slice: "part of the image",
-    _SCHEMA.row: "end of row",
+    "<|image|>": "image",
+    "<|image_start|>": "start of image",
+    "<|image_end|>": "end of image",
+    "<|slice|>": "part of the image",
+    "<|row|>": "end of row",
     IM_START: "start of message",
     IM_END: "end of message",
     PAD: "padding",
@@ -52,13 +51,10 @@ class PartsSpec:
     """Folder or Hub id of a SigLIP or fixed-resolution SigLIP 2 (transformers or open_clip), or of our own model."""
     language: str
     """Folder or Hub id of a decoder-only language model with its tokenizer."""
-    scale_px: int = 392
-    """Side of the square whose area one view may have, in pixels; not read with `views: anyres`, whose tiles are as
-    large as the tower's images."""
     vision_layers: int | None = None
     """Keep only the first so many layers of the tower; None keeps all."""
     vision_post_layernorm: bool = True
-    """Whether the connector reads the tower after its last layer norm."""
+    """Read the tower after its last layer norm; LLaVA reads before it."""
     connector: str = "pixel_unshuffle_mlp"
     """Name in `connectors.registry.CONNECTORS`."""
     connector_hidden: int | None = None
@@ -67,14 +63,16 @@ class PartsSpec:
     """Tokens a view of a connector with learned queries; None means its own."""
     merge: int | None = None
     """Side of the square of patches that becomes one token; None means the connector's own."""
+    views: Literal["uhd", "anyres"] = "uhd"
+    """How images are cut; with `anyres` a tile is as large as the tower's images, and the next four are not read."""
+    scale_px: int = 392
+    """Side of the square whose area one view may have, in pixels."""
     max_slices: int = 6
     """Most slices per image, the overview not counted."""
     rounding: Literal["floor", "round"] = "floor"
     """How view sides become multiples of `patch * merge`."""
-    views: Literal["uhd", "anyres"] = "uhd"
-    """How images are cut: LLaVA-UHD's slices, or LLaVA-OneVision's tiles."""
     overview: Literal["first", "last"] = "first"
-    """Whether the overview of `uhd` stands before or after the slices."""
+    """Whether the overview stands before or after the slices."""
     max_tiles: int = 9
     """For `anyres`: an image's feature map is shrunk to about this many tiles' worth of tokens."""
     seed: int = 0
@@ -86,13 +84,13 @@ def build_from_parts(spec: PartsSpec) -> tuple[InfinityMMForConditionalGeneratio
 
     Raises UserError for parts that do not fit, among them a language model whose own logits the whole cannot give.
     """
-    tower = load_vision_tower(spec.vision, num_layers=spec.vision_layers)
-    if not spec.vision_post_layernorm:
-        tower.post_layernorm = nn.Identity()
+    tower = load_vision_tower(
+        spec.vision, num_layers=spec.vision_layers, post_layernorm=spec.vision_post_layernorm
+    )
     tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(spec.language))
     language: Any = AutoModelForCausalLM.from_pretrained(spec.language, dtype=torch.float32)
     own_end = tokenizer.eos_token_id
-    extend_vocabulary(tokenizer, language)
+    extend_vocabulary(tokenizer, language, SchemaTokens.of(spec.views))
     config = _config(spec, tower, language, tokenizer)
     model = _join(spec, config, tower, language)
     vocab = tokenizer.get_vocab()
@@ -104,13 +102,13 @@ def build_from_parts(spec: PartsSpec) -> tuple[InfinityMMForConditionalGeneratio
     return model.eval(), build_processor(config, tokenizer)
 
 
-def extend_vocabulary(tokenizer: PreTrainedTokenizerFast, language: Any) -> None:
+def extend_vocabulary(tokenizer: PreTrainedTokenizerFast, language: Any, schema: SchemaTokens) -> None:
     """Give tokenizer and language model the schema's and ChatML's tokens, and a template that writes images.
 
     The tokenizer's own chat template is kept where it writes a conversation with an image as ours does.
     """
     pieces = {token: tokenizer.encode(text, add_special_tokens=False) for token, text in _MEANINGS.items()}
-    wanted = [*_SCHEMA.all, IM_START, IM_END, *([PAD] if tokenizer.pad_token is None else [])]
+    wanted = [*schema.all, IM_START, IM_END, *([PAD] if tokenizer.pad_token is None else [])]
     known = tokenizer.get_vocab()
     new = [token for token in wanted if token not in known]
     added: Any = [AddedToken(token, special=True, normalized=False) for token in new]

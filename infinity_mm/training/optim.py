@@ -45,6 +45,11 @@ def freeze(model: nn.Module, config: SftConfig) -> None:
         parameter.requires_grad_(not _group_config(config, part_of(name)).freeze)
 
 
+def trained_parts(config: SftConfig) -> list[str]:
+    """Parts that are not frozen."""
+    return [part for part in PARTS if not _group_config(config, part).freeze]
+
+
 def build_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.Optimizer:
     """AdamW or Muon over the trained parameters; each group carries `part` and its `peak_lr`."""
     groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}

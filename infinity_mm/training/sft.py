@@ -8,44 +8,58 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
-from infinity_mm.config import to_plain
+from infinity_mm.config import build, to_plain
 from infinity_mm.data.encode import Encoder
 from infinity_mm.data.ledger import Ledger, account
 from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch
 from infinity_mm.data.mixture import Mixture
-from infinity_mm.data.plan import Drop
+from infinity_mm.data.plan import Drop, Planner
 from infinity_mm.data.quarantine import Listed, append_quarantine
+from infinity_mm.errors import UserError, explain
 from infinity_mm.model.attention import SDPA_FLOAT32
+from infinity_mm.model.configuration import InfinityMMConfig
+from infinity_mm.model.flops import ModelSizes, model_sizes
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.training.checkpoint import (
     TrainerState,
+    Weights,
+    Writer,
     checkpoints,
+    gather,
     load_optimizer,
     read_state,
     refuse_other_run,
     save_checkpoint,
     save_model,
 )
-from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, SftConfig
-from infinity_mm.training.loop import Hooks, Stop, run_steps
+from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, ScheduleConfig, SftConfig
+from infinity_mm.training.guard import Guard
+from infinity_mm.training.held_out import HeldOut
+from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
 from infinity_mm.training.metrics import Reporter, StepMetrics
 from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, read_listed
+from infinity_mm.training.monitor import peak_flops
+from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import build_optimizer, freeze
-from infinity_mm.training.schedule import lr_factor
+from infinity_mm.training.schedule import lr_factor, refuse_bad_branch
+from infinity_mm.training.sharding import is_sharded, shard
 from infinity_mm.training.start import build_mixture, load_model, new_accelerator, start_model
 
 
@@ -72,47 +86,47 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     disable_progress_bar()  # of transformers: one line per saved file
+    _refuse_missing_trackers(config)
     accelerator = new_accelerator(
-        config.precision,
-        # A micro-batch without images leaves the vision tower without gradients on one process only.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        config.precision, log_with=list(config.trackers) or None, project_dir=str(config.out_dir / "trackers")
     )
+    _refuse_deepspeed(accelerator)
     config.out_dir.mkdir(parents=True, exist_ok=True)
     mixture = build_mixture(config.data, temperature=config.mix_temperature)
     listed = read_listed(config)
     fingerprint = data_fingerprint(mixture, listed)
-    model, processor, resumed = _model(config, mixture, fingerprint)
+    model, processor, origin = _model(config, mixture, fingerprint)
     encoder = Encoder(processor)
     with accelerator.main_process_first():
         mixture = indexed(config, mixture, encoder)
     planner, total_steps = build_planner(config, mixture, encoder, model.config, listed)
-    state = _state(config, fingerprint, total_steps, resumed)
+    state = _state(config, fingerprint, total_steps, origin)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
-    _prepare(model, config, accelerator)
+    noise = EmbeddingNoise(model.get_input_embeddings(), config.neftune_alpha)
+    wrapped = _prepare(model, config, accelerator)
     optimizer = build_optimizer(model, config)
-    if resumed is not None:
-        load_optimizer(resumed, model, optimizer)
-    loader = RowLoader(
-        planner,
-        LoaderConfig(
-            global_batch_rows=config.global_batch_rows,
-            micro_batch_rows=config.micro_batch_rows,
-            num_workers=config.num_workers,
-        ),
-        state=state.loader,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    if origin is not None:
+        load_optimizer(origin, model, optimizer)
+    loader = _loader(planner, config, accelerator, state.loader)
+    learner = Learner(
+        accelerator=accelerator,
+        model=wrapped,
+        optimizer=optimizer,
+        noise=noise,
+        guard=Guard(config.spike, optimizer, state.recent_losses),
+        sizes=_sizes(model),
+        peak_flops=_peak_flops(config, accelerator),
     )
-    wrapped = accelerator.prepare(model)
     last: list[StepMetrics] = []
     stop = Stop()
     with ExitStack() as stack:
+        writer = stack.enter_context(Writer(background=config.save_in_background))
         reporter = ledger = None
         if accelerator.is_main_process:
             _write_run(config, fingerprint, accelerator)
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
-            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.step)
-            reporter = stack.enter_context(_reporter(config, state, quiet))
+            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.loader.step)
+            reporter = _reporter(config, state, accelerator, quiet)
             reporter.say(_greeting(config, model, mixture, state, accelerator))
 
         def log(metrics: StepMetrics) -> None:
@@ -120,32 +134,59 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             if reporter is not None:
                 reporter.log(metrics)
 
+        def skipped(step: int, problem: str, ids: list[str]) -> None:
+            if reporter is not None:
+                reporter.skipped(step, problem, ids)
+
+        def gathered() -> Weights:
+            return gather(model, optimizer, keep=accelerator.is_main_process, copy=config.save_in_background)
+
         def save(now: TrainerState) -> None:
-            accelerator.wait_for_everyone()
+            weights = gathered()
             if accelerator.is_main_process:
-                save_checkpoint(
-                    config.out_dir,
+                writer.run(
+                    partial(
+                        save_checkpoint,
+                        config.out_dir,
+                        weights=weights,
+                        model=model,
+                        processor=processor,
+                        state=now,
+                        keep_last=config.keep_last,
+                    )
+                )
+            if not config.save_in_background:
+                accelerator.wait_for_everyone()
+
+        hooks = Hooks(
+            log=log,
+            fates=partial(_write_fates, config.out_dir, ledger, accelerator),
+            save=save,
+            skipped=skipped,
+            held_out_loss=_held_out(config, encoder, model.config, learner),
+        )
+        stack.enter_context(stop.on_sigterm())
+        state = run_steps(learner, loader, state, config, hooks, stop)
+        writer.wait()
+        model_dir = config.out_dir / "model" if state.step == state.total_steps else None
+        if model_dir is not None:
+            weights = gathered()
+            if accelerator.is_main_process:
+                save_model(
+                    model_dir,
+                    tensors=weights.model,
                     model=model,
                     processor=processor,
-                    optimizer=optimizer,
-                    state=now,
-                    keep_last=config.keep_last,
+                    dtype=config.save_dtype,
                 )
-            accelerator.wait_for_everyone()
-
-        hooks = Hooks(log=log, drops=partial(_write_fates, config.out_dir, ledger, accelerator), save=save)
-        stack.enter_context(stop.on_sigterm())
-        state = run_steps(accelerator, wrapped, optimizer, loader, state, config, hooks, stop)
-        model_dir = config.out_dir / "model" if state.step == state.total_steps else None
-        if accelerator.is_main_process and model_dir is not None:
-            save_model(model_dir, model=model, processor=processor, dtype=config.save_dtype)
         accelerator.wait_for_everyone()
         if reporter is not None and ledger is not None:
             reporter.say(account(ledger.path).line())
             reporter.say(
                 f"model: {model_dir}" if model_dir else f"stopped at step {state.step}; run again to go on"
             )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return TrainResult(
         model_dir=model_dir,
         steps=state.step,
@@ -156,8 +197,10 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     )
 
 
-def _prepare(model: InfinityMMForConditionalGeneration, config: SftConfig, accelerator: Accelerator) -> None:
-    """Freeze parts, choose the attention kernel, and move to the device."""
+def _prepare(
+    model: InfinityMMForConditionalGeneration, config: SftConfig, accelerator: Accelerator
+) -> nn.Module:
+    """Freeze parts, choose the attention kernel, compile, move to the device; the model as processes share it."""
     freeze(model, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -165,27 +208,127 @@ def _prepare(model: InfinityMMForConditionalGeneration, config: SftConfig, accel
         model.set_attn_implementation(config.model.attention)
     elif accelerator.device.type == "cpu":
         model.set_attn_implementation(SDPA_FLOAT32)  # 1.2 to 1.5 times the speed, see that file
+    if config.compile:
+        for module in model.modules():
+            if type(module).__name__ in (model._no_split_modules or ()):
+                module.compile()  # in place: parameters keep their names
+    if is_sharded():
+        if config.optimizer == "muon":
+            raise explain(
+                what="Muon needs whole matrices, FSDP spreads them over processes",
+                where="optimizer: muon with an FSDP launch configuration",
+                fix="set optimizer: adamw, or launch with configs/accelerate/8gpu_bf16.yaml",
+            )
+        shard(model, accelerator, bf16=config.precision == "bf16")
+        return model
     model.to(accelerator.device)
+    return accelerator.prepare(model)
 
 
-def _reporter(config: SftConfig, state: TrainerState, quiet: bool) -> Reporter:
+def _loader(planner: Planner, config: SftConfig, accelerator: Accelerator, state: LoaderState) -> RowLoader:
+    return RowLoader(
+        planner,
+        LoaderConfig(
+            global_batch_rows=config.global_batch_rows,
+            micro_batch_rows=config.micro_batch_rows,
+            num_workers=config.num_workers,
+        ),
+        state=state,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def _held_out(
+    config: SftConfig, encoder: Encoder, model_config: InfinityMMConfig, learner: Learner
+) -> Callable[[], float]:
+    """Measures; the rows are read when it is first asked."""
+    made: list[HeldOut] = []
+
+    def measure() -> float:
+        assert config.held_out is not None
+        if not made:
+            one_step = replace(
+                config,
+                data=config.held_out.data,
+                global_batch_rows=config.held_out.rows,
+                steps=1,
+                epochs=None,
+                mix_by_phase=(),
+                num_workers=0,
+            )
+            with learner.accelerator.main_process_first():
+                mixture = indexed(one_step, build_mixture(one_step.data), encoder)
+            planner, _ = build_planner(one_step, mixture, encoder, model_config, ())
+            loader = _loader(planner, one_step, learner.accelerator, LoaderState())
+            made.append(HeldOut(loader, config, learner.noise))
+        return made[0].loss(learner.accelerator, learner.model)
+
+    return measure
+
+
+def _sizes(model: nn.Module) -> ModelSizes | None:
+    """For counting operations; a language model without a formula is trained all the same."""
+    config: Any = model.config
+    if not isinstance(config, InfinityMMConfig):
+        return None
+    try:
+        return model_sizes(config)
+    except UserError:
+        return None
+
+
+def _peak_flops(config: SftConfig, accelerator: Accelerator) -> float | None:
+    """Of all processes' devices together; the table is of bfloat16."""
+    one = config.peak_flops
+    if one is None and accelerator.device.type == "cuda" and config.precision == "bf16":
+        one = peak_flops(torch.cuda.get_device_name(accelerator.device))
+    return None if one is None else one * accelerator.num_processes
+
+
+def _refuse_missing_trackers(config: SftConfig) -> None:
+    """accelerate leaves out a tracker whose package is missing."""
+    for name in config.trackers:
+        if find_spec(name) is None:
+            raise explain(
+                what=f"the package {name} is not installed",
+                where="trackers",
+                fix=f"pip install {name}, or take it out of the list",
+            )
+
+
+def _refuse_deepspeed(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise explain(
+            what="DeepSpeed takes its optimiser step inside the backward pass, before a bad loss can be seen",
+            where="the launch configuration of accelerate",
+            fix="use configs/accelerate/fsdp2.yaml, which shards the same things",
+        )
+
+
+def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, quiet: bool) -> Reporter:
+    if config.trackers:
+        purge = {"tensorboard": {"purge_step": state.step + 1}}
+        accelerator.init_trackers(config.out_dir.name, init_kwargs=purge)
     return Reporter(
         config.out_dir,
         total_steps=state.total_steps,
         first_step=state.step,
         every=config.log_every_steps,
-        tensorboard=config.tensorboard,
+        track=(lambda values, step: accelerator.log(values, step=step)) if config.trackers else None,
         quiet=quiet,
     )
 
 
-def _write_fates(out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch) -> None:
+def _write_fates(
+    out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch, problem: str | None
+) -> None:
     """What became of every sample of a step; each process knows what spoiled in its own rows, the main one writes."""
     spoiled: list[Drop] = list(batch.spoiled)
     if accelerator.num_processes > 1:
         spoiled = gather_object(spoiled)
     if ledger is not None:
-        ledger.write(batch, spoiled)
+        ledger.write(batch, spoiled, problem)
         found = [drop for drop in (*batch.dropped, *spoiled) if drop.fate == "quarantined"]
         if found:
             listed = [Listed(drop.source, drop.id, drop.reason) for drop in found]
@@ -195,30 +338,47 @@ def _write_fates(out_dir: Path, ledger: Ledger | None, accelerator: Accelerator,
 def _model(
     config: SftConfig, mixture: Mixture, fingerprint: str
 ) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor, Path | None]:
-    """(model, processor, checkpoint it was resumed from)."""
+    """(model, processor, checkpoint it goes on from)."""
     saved = checkpoints(config.out_dir)
-    if not saved:
-        return *start_model(config.model, mixture), None
-    refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)
-    return *load_model(saved[-1]), saved[-1]
+    if saved:
+        refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)
+        return *load_model(saved[-1]), saved[-1]
+    branch = config.schedule.branch_from
+    if branch is not None:
+        return *load_model(branch), branch
+    return *start_model(config.model, mixture), None
 
 
-def _state(config: SftConfig, fingerprint: str, total_steps: int, resumed: Path | None) -> TrainerState:
+def _state(config: SftConfig, fingerprint: str, total_steps: int, origin: Path | None) -> TrainerState:
     """Where the run starts."""
     plain: dict[str, Any] = to_plain(config)
-    if resumed is not None:
-        return replace(read_state(resumed), total_steps=total_steps, config=plain)
-    return TrainerState(
-        step=0,
-        loader=LoaderState(),
-        total_steps=total_steps,
-        samples=0,
-        tokens=0,
-        images=0,
-        dropped=0,
-        data_fingerprint=fingerprint,
-        config=plain,
+    if origin is None:
+        return TrainerState(
+            step=0,
+            loader=LoaderState(),
+            total_steps=total_steps,
+            samples=0,
+            tokens=0,
+            images=0,
+            dropped=0,
+            data_fingerprint=fingerprint,
+            config=plain,
+        )
+    before = read_state(origin)
+    now = replace(before, total_steps=total_steps, config=plain, data_fingerprint=fingerprint)
+    if origin != config.schedule.branch_from:
+        return now
+    same_data = before.config["data"] == plain["data"]
+    refuse_other_run(
+        before,
+        plain,
+        fingerprint if same_data else before.data_fingerprint,
+        MAY_CHANGE_ON_RESUME | {"schedule", "model", "data", "mix_by_phase"},
     )
+    stable = build(ScheduleConfig, before.config["schedule"])
+    refuse_bad_branch(stable, before.total_steps, config.schedule, total_steps, before.step)
+    # Other data begins at its start.
+    return now if same_data else replace(now, loader=LoaderState(step=before.loader.step))
 
 
 def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) -> None:

@@ -70,7 +70,7 @@ def start_model(
 def _change_views(config: InfinityMMConfig, images: InfinityMMImageProcessor, start: StartConfig) -> None:
     """Cut images as `start` says from now on; both objects keep it, so that it is saved with the model."""
     changes: dict[str, dict[str, Any]] = {
-        "uhd": {"max_slices": start.max_slices},
+        "uhd": {"scale_px": start.scale_px, "max_slices": start.max_slices},
         "anyres": {
             "grids": start.grids and [list(grid) for grid in start.grids],
             "max_tiles": start.max_tiles,
