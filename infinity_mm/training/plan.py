@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from transformers import AutoConfig
 
 from infinity_mm.data.encode import IGNORE, Encoder
 from infinity_mm.data.loader import EncodedRows
@@ -125,7 +124,7 @@ def _sizes_only(config: SftConfig) -> tuple[InfinityMMConfig, InfinityMMProcesso
     if start.path is None:
         model, processor = start_model(start, build_mixture(config.data))
         return model.config, processor
-    return AutoConfig.from_pretrained(Path(start.path)), InfinityMMProcessor.from_pretrained(start.path)
+    return InfinityMMConfig.from_pretrained(Path(start.path)), InfinityMMProcessor.from_pretrained(start.path)
 
 
 def _plan(stage: Stage, model_config: InfinityMMConfig, processor: InfinityMMProcessor) -> StagePlan:
