@@ -30,8 +30,8 @@ MODEL = {
 }  # fmt: skip
 
 
-def write_data(path: Path) -> set[str]:
-    """Conversations about one-coloured images; returns the ids of the broken ones."""
+def write_data(path: Path) -> set[int]:
+    """Conversations about one-coloured images; returns the numbers of the broken ones."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
@@ -46,7 +46,7 @@ def write_data(path: Path) -> set[str]:
         data = buffer.getvalue()
         if number % BROKEN_EVERY == 7:
             data = data[:40]
-            broken.add(f"s{number}")
+            broken.add(number)
         user = [{"type": "image", "text": ""}, {"type": "text", "text": "What colour is it?"}]
         answer = [{"type": "text", "text": name}]
         rows.append(
@@ -152,51 +152,56 @@ def lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def report(folder: Path, steps: int, broken: set[str], ends: Counter, seconds: float) -> None:
+def report(folder: Path, steps: int, broken: set[int], ends: Counter, seconds: float) -> None:
     """Compare what the run wrote with what a loader alone gives."""
     from infinity_mm.data.encode import Encoder
-    from infinity_mm.data.loader import LoaderState, RowLoader
+    from infinity_mm.data.ledger import account
+    from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader
     from infinity_mm.record import digest
-    from infinity_mm.training.sft import _loader_config
+    from infinity_mm.training.mixing import build_planner
     from infinity_mm.training.start import build_mixture, load_model
 
     run = folder / "run"
     config = config_of(folder, steps)
-    _, processor = load_model(run / "model")
+    model, processor = load_model(run / "model")
+    planner, _ = build_planner(config, build_mixture(config.data), Encoder(processor), model.config, ())
     loader = RowLoader(
-        build_mixture(config.data), Encoder(processor), _loader_config(config), state=LoaderState()
+        planner,
+        LoaderConfig(global_batch_rows=2, micro_batch_rows=1, num_workers=0),
+        state=LoaderState(),
     )
-    expected, used, dropped = [], Counter(), Counter()
+    expected, used = [], Counter()
     for _, batch in zip(range(steps), loader):
         ids = sorted(id_ for micro in batch.micro_batches for row in micro.ids for id_ in row)
         expected.append(digest(*ids)[:16])
         used.update(ids)
-        dropped["samples"] += len(batch.dropped)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     skipped = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
-    listed = {json.loads(line)["id"] for line in (run / "dropped.jsonl").read_text().splitlines()}
+    listed = {json.loads(line)["id"] for line in (run / "quarantine.jsonl").read_text().splitlines()}
     last = max(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     state = json.loads((last / "trainer" / "state.json").read_text())
+    ledger = account(run / "ledger.jsonl")  # raises where a sample has no fate, or two
     checks = {
         "every step is done once, in order": [m["step"] for m in metrics] == list(range(1, steps + 1)),
         "with the samples of a loader without trouble": [m["samples_digest"] for m in metrics] == expected,
-        "samples of the log, of the checkpoint and of the loader are as many": sum(
-            m["samples"] for m in metrics
-        )
+        "ledger, log, checkpoint and loader have used as many samples": sum(m["samples"] for m in metrics)
         == state["samples"]
+        == ledger.used
         == used.total(),
-        "seen = learned from + left out + dropped": used.total() + dropped["samples"]
-        == (state["samples"] - state["skipped"]) + sum(len(s["ids"]) for s in skipped) + state["dropped"],
-        "no broken image was learned from, each is listed every time it came": not broken & used.keys()
-        and len(listed) == dropped["samples"] > 0,
-        "steps left out are those of the log": [s["step"] for s in skipped]
-        == [m["step"] for m in metrics if m["problem"]],
+        "no broken image was used, the quarantine list holds them all and nothing else": not {
+            f"s{n}" for n in broken
+        }
+        & used.keys()
+        and listed == {f"#{n}" for n in broken},
+        "steps left out are those of the log, and so are their samples": [s["step"] for s in skipped]
+        == [m["step"] for m in metrics if m["problem"]]
+        and sum(len(s["ids"]) for s in skipped) == state["skipped"],
         "it still learned": metrics[-1]["loss"] < 0.5 * metrics[0]["loss"],
     }
     print(
         f"{steps} steps in {seconds:.0f} s, {ends['killed']} kills, {ends['disk full']} times without disk space, "
         f"{len(skipped)} steps with NaN, {len(broken)} of {SAMPLES} images broken; "
-        f"{used.total()} samples, loss {metrics[0]['loss']:.2f} -> {metrics[-1]['loss']:.2f}\n"
+        f"loss {metrics[0]['loss']:.2f} -> {metrics[-1]['loss']:.2f}; {ledger.line()}\n"
     )
     for name, holds in checks.items():
         print(f"- {name}: {'yes' if holds else 'NO'}")
