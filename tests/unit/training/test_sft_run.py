@@ -288,7 +288,7 @@ def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path
         train(tiny_config(tmp_path / "other", trackers=["wandb"]), quiet=True)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inside torch
+@pytest.mark.filterwarnings("ignore")  # inside torch, many
 def test_compiled_layers_train_alike_and_keep_their_names(tmp_path: Path) -> None:
     train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
     train(tiny_config(tmp_path / "compiled", compile=True, steps=3), quiet=True)
