@@ -19,6 +19,8 @@ from infinity_mm.data.mixture import Mixture, WeightedSource
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
 from infinity_mm.model.build import build_model
+from infinity_mm.model.configuration import InfinityMMConfig
+from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.parts import build_from_parts
@@ -61,12 +63,32 @@ def start_model(
         return build_from_parts(start.parts)
     assert start.path is not None
     model, processor = load_model(Path(start.path))
-    for key in ("scale_px", "max_slices"):
-        value = getattr(start, key)
-        if value is not None:
-            setattr(model.config, key, value)
-            setattr(processor.image_processor, key, value)
+    _change_views(model.config, processor.image_processor, start)
     return model, processor
+
+
+def _change_views(config: InfinityMMConfig, images: InfinityMMImageProcessor, start: StartConfig) -> None:
+    """Cut images as `start` says from now on; both objects keep it, so that it is saved with the model."""
+    changes: dict[str, dict[str, Any]] = {
+        "uhd": {"scale_px": start.scale_px, "max_slices": start.max_slices},
+        "anyres": {
+            "grids": start.grids and [list(grid) for grid in start.grids],
+            "max_tiles": start.max_tiles,
+        },
+    }
+    for views, values in changes.items():
+        for key, value in values.items():
+            if value is None:
+                continue
+            if views != config.views:
+                raise explain(
+                    what=f"model.{key} is given, but the checkpoint cuts images by {config.views}",
+                    where="YAML section `model`",
+                    fix=f"use {' or '.join(changes[config.views])}",
+                )
+            setattr(config, key, value)
+            setattr(images, key, value)
+    config.view_config()  # impossible values fail here
 
 
 def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
