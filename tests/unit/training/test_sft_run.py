@@ -286,3 +286,12 @@ def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path
     assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
     with pytest.raises(UserError, match="the package wandb is not installed"):
         train(tiny_config(tmp_path / "other", trackers=["wandb"]), quiet=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # inside torch, many
+def test_compiled_layers_train_alike_and_keep_their_names(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
+    train(tiny_config(tmp_path / "compiled", compile=True, steps=3), quiet=True)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
+    plain, compiled = (load_file(tmp_path / run / "model/model.safetensors") for run in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
