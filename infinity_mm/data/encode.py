@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,8 +85,29 @@ class _Builder:
         self.branches.append(branch)
 
 
-class Encoder:
+@runtime_checkable
+class RowEncoder(Protocol):
     """Encodes conversations for one model; can be sent to worker processes."""
+
+    @property
+    def pad_id(self) -> int:
+        """Id of a padded position."""
+        ...
+
+    @property
+    def packs(self) -> bool:
+        """Whether several samples may share a row."""
+        ...
+
+    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
+        """The whole sample, or all of it but the pixels, which are most of the work."""
+        ...
+
+
+class Encoder:
+    """Encodes conversations for our own model."""
+
+    packs = True
 
     def __init__(self, processor: InfinityMMProcessor) -> None:
         image_processor: InfinityMMImageProcessor = processor.image_processor

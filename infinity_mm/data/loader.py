@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from infinity_mm.data.encode import Encoded, Encoder, OverLong
+from infinity_mm.data.encode import Encoded, OverLong, RowEncoder
 from infinity_mm.data.mixture import Mixture
 from infinity_mm.data.packing import Packed, join, pack, plan_rows, split
 from infinity_mm.data.permutation import permute
@@ -118,7 +118,7 @@ class WindowDataset(Dataset[Window]):
     """Item (epoch, window) is that window, encoded and packed; a pure function of its index."""
 
     def __init__(
-        self, mixture: Mixture, encoder: Encoder, config: LoaderConfig, *, with_pixels: bool = True
+        self, mixture: Mixture, encoder: RowEncoder, config: LoaderConfig, *, with_pixels: bool = True
     ) -> None:
         self.mixture, self.encoder, self.config, self.with_pixels = mixture, encoder, config, with_pixels
 
@@ -148,7 +148,8 @@ class WindowDataset(Dataset[Window]):
                 samples.append(sample)
                 keys.append((epoch, i))
         rng = random.Random(seed_for(self.config.seed, "row-order", f"{epoch}/{window}"))
-        rows = plan_rows([len(sample.layout) for sample in samples], self.config.row_tokens, rng)
+        lengths = [len(sample.layout) for sample in samples]
+        rows = plan_rows(lengths, self.config.row_tokens, rng, packs=self.encoder.packs)
         packed = [[samples[i] for i in row] for row in rows]
         return Window(
             rows=pack(packed, self.config.row_tokens, self.encoder.pad_id) if rows else None,
@@ -179,7 +180,7 @@ class WindowDataset(Dataset[Window]):
 class PixelDataset(Dataset[Tensor | None]):
     """Item (keys of the samples of one micro-batch) is their `pixel_values`."""
 
-    def __init__(self, mixture: Mixture, encoder: Encoder) -> None:
+    def __init__(self, mixture: Mixture, encoder: RowEncoder) -> None:
         self.mixture, self.encoder = mixture, encoder
 
     def __getitem__(self, keys: Sequence[SampleKey]) -> Tensor | None:
@@ -189,7 +190,7 @@ class PixelDataset(Dataset[Tensor | None]):
         return torch.cat(pixels) if pixels else None
 
 
-def count_rows(mixture: Mixture, encoder: Encoder, config: LoaderConfig) -> int:
+def count_rows(mixture: Mixture, encoder: RowEncoder, config: LoaderConfig) -> int:
     """Rows of the first epoch; later epochs differ by the few rows that another packing gives."""
     dataset = WindowDataset(mixture, encoder, config, with_pixels=False)
     windows = _in_workers(dataset, ((0, number) for number in range(dataset.windows_per_epoch)), config)
@@ -202,7 +203,7 @@ class RowLoader:
     def __init__(
         self,
         mixture: Mixture,
-        encoder: Encoder,
+        encoder: RowEncoder,
         config: LoaderConfig,
         *,
         state: LoaderState,

@@ -145,9 +145,11 @@ def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def plan_rows(lengths: Sequence[int], row_tokens: int, rng: random.Random) -> list[list[int]]:
-    """Best-fit rows in random order, so that long samples do not all come first."""
-    rows = best_fit(lengths, row_tokens)
+def plan_rows(
+    lengths: Sequence[int], row_tokens: int, rng: random.Random, *, packs: bool = True
+) -> list[list[int]]:
+    """Best-fit rows in random order, so that long samples do not all come first; or one sample a row."""
+    rows = best_fit(lengths, row_tokens) if packs else [[index] for index in range(len(lengths))]
     rng.shuffle(rows)
     return rows
 

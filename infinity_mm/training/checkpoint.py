@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.loader import LoaderState
 from infinity_mm.errors import explain
-from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.storage.files import whole_folder
+from infinity_mm.training import lora
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +54,16 @@ def save_checkpoint(
     out_dir: Path,
     *,
     model: PreTrainedModel,
-    processor: InfinityMMProcessor,
+    adapter: Any = None,
+    processor: ProcessorMixin,
     optimizer: torch.optim.Optimizer,
     state: TrainerState,
     keep_last: int,
 ) -> Path:
-    """Write `checkpoint-<step>` and remove the oldest beyond `keep_last`."""
+    """Write `checkpoint-<step>` and remove the oldest beyond `keep_last`; of a model with adapters, these alone."""
     target = out_dir / f"checkpoint-{state.step}"
     with whole_folder(target) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder) if adapter is None else lora.save(adapter, folder)
         processor.save_pretrained(folder)
         trainer = folder / "trainer"
         trainer.mkdir()
@@ -73,7 +74,7 @@ def save_checkpoint(
     return target
 
 
-def save_model(target: Path, *, model: PreTrainedModel, processor: InfinityMMProcessor, dtype: str) -> None:
+def save_model(target: Path, *, model: PreTrainedModel, processor: ProcessorMixin, dtype: str) -> None:
     """Write the final model with weights of `dtype`; the model in memory stays as it is."""
     torch_dtype: torch.dtype = getattr(torch, dtype)
     converted: dict[int, torch.Tensor] = {}  # by storage: tied weights stay tied, and are written once
@@ -88,6 +89,13 @@ def save_model(target: Path, *, model: PreTrainedModel, processor: InfinityMMPro
             model.save_pretrained(folder, state_dict=tensors)
         finally:
             _set_dtype(model, before)
+        processor.save_pretrained(folder)
+
+
+def save_adapter(target: Path, *, adapter: Any, processor: ProcessorMixin) -> None:
+    """Write the final adapters."""
+    with whole_folder(target) as folder:
+        lora.save(adapter, folder)
         processor.save_pretrained(folder)
 
 

@@ -21,18 +21,18 @@ from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
 from infinity_mm.config import to_plain
-from infinity_mm.data.encode import Encoder
+from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, count_rows
 from infinity_mm.data.mixture import Mixture
 from infinity_mm.model.attention import SDPA_FLOAT32
-from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
-from infinity_mm.model.processor import InfinityMMProcessor
+from infinity_mm.training import lora
 from infinity_mm.training.checkpoint import (
     TrainerState,
     checkpoints,
     load_optimizer,
     read_state,
     refuse_other_run,
+    save_adapter,
     save_checkpoint,
     save_model,
 )
@@ -41,7 +41,7 @@ from infinity_mm.training.loop import Hooks, Stop, run_steps
 from infinity_mm.training.metrics import Reporter, StepMetrics
 from infinity_mm.training.optim import build_optimizer, freeze
 from infinity_mm.training.schedule import lr_factor
-from infinity_mm.training.start import build_mixture, load_model, new_accelerator, start_model
+from infinity_mm.training.start import Started, build_mixture, new_accelerator, start_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +74,13 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     )
     config.out_dir.mkdir(parents=True, exist_ok=True)
     mixture = build_mixture(config.data)
-    model, processor, resumed = _model(config, mixture)
-    encoder = Encoder(processor)
+    started, resumed = _model(config, mixture)
+    model, processor = started.model, started.processor
+    encoder = started.family.encoder(processor)
     state = _state(config, mixture, encoder, resumed)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
-    _prepare(model, config, accelerator)
-    optimizer = build_optimizer(model, config)
+    _prepare(started, config, accelerator)
+    optimizer = build_optimizer(model, config, started.family.parts)
     if resumed is not None:
         load_optimizer(resumed, model, optimizer)
     loader = RowLoader(
@@ -90,7 +91,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    wrapped = accelerator.prepare(model)
+    wrapped = accelerator.prepare(started.family.trainable(model))
     last: list[StepMetrics] = []
     stop = Stop()
     with ExitStack() as stack:
@@ -98,7 +99,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         if accelerator.is_main_process:
             _write_run(config, mixture, accelerator)
             reporter = stack.enter_context(_reporter(config, state, quiet))
-            reporter.say(_greeting(config, model, mixture, state, accelerator))
+            reporter.say(_greeting(config, started, mixture, state, accelerator))
 
         def log(metrics: StepMetrics) -> None:
             last[:] = [metrics]
@@ -111,6 +112,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
                 save_checkpoint(
                     config.out_dir,
                     model=model,
+                    adapter=started.adapter,
                     processor=processor,
                     optimizer=optimizer,
                     state=now,
@@ -123,7 +125,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         state = run_steps(accelerator, wrapped, optimizer, loader, state, config, hooks, stop)
         model_dir = config.out_dir / "model" if state.step == state.total_steps else None
         if accelerator.is_main_process and model_dir is not None:
-            save_model(model_dir, model=model, processor=processor, dtype=config.save_dtype)
+            _save_final(model_dir, started, config)
         accelerator.wait_for_everyone()
         if reporter is not None:
             reporter.say(
@@ -140,9 +142,22 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     )
 
 
-def _prepare(model: InfinityMMForConditionalGeneration, config: SftConfig, accelerator: Accelerator) -> None:
+def _save_final(target: Path, started: Started, config: SftConfig) -> None:
+    """The whole model, or its adapters alone where they are not to be merged."""
+    if started.adapter is None:
+        save_model(target, model=started.model, processor=started.processor, dtype=config.save_dtype)
+    elif config.lora is not None and config.lora.merge:
+        assert config.model.path is not None
+        model = lora.merged(started.family, Path(config.model.path), checkpoints(config.out_dir)[-1])
+        save_model(target, model=model, processor=started.processor, dtype=config.save_dtype)
+    else:
+        save_adapter(target, adapter=started.adapter, processor=started.processor)
+
+
+def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> None:
     """Freeze parts, choose the attention kernel, and move to the device."""
-    freeze(model, config)
+    model = started.model
+    freeze(model, config, started.family.parts)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.precision == "bf16" and accelerator.device.type == "cpu":
@@ -168,18 +183,16 @@ def _write_drops(out_dir: Path, accelerator: Accelerator, batch: StepBatch) -> N
             file.writelines(json.dumps(asdict(drop)) + "\n" for drop in batch.dropped)
 
 
-def _model(
-    config: SftConfig, mixture: Mixture
-) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor, Path | None]:
-    """(model, processor, checkpoint it was resumed from)."""
+def _model(config: SftConfig, mixture: Mixture) -> tuple[Started, Path | None]:
+    """What is trained, and the checkpoint it was resumed from."""
     saved = checkpoints(config.out_dir)
     if not saved:
-        return *start_model(config.model, mixture), None
+        return start_model(config.model, mixture, lora=config.lora), None
     refuse_other_run(read_state(saved[-1]), to_plain(config), mixture.fingerprint, MAY_CHANGE_ON_RESUME)
-    return *load_model(saved[-1]), saved[-1]
+    return start_model(config.model, mixture, lora=config.lora, resumed=saved[-1]), saved[-1]
 
 
-def _state(config: SftConfig, mixture: Mixture, encoder: Encoder, resumed: Path | None) -> TrainerState:
+def _state(config: SftConfig, mixture: Mixture, encoder: RowEncoder, resumed: Path | None) -> TrainerState:
     """Where the run starts."""
     total_steps = config.steps
     if total_steps is None:
@@ -237,15 +250,18 @@ def _write_run(config: SftConfig, mixture: Mixture, accelerator: Accelerator) ->
 
 def _greeting(
     config: SftConfig,
-    model: InfinityMMForConditionalGeneration,
+    started: Started,
     mixture: Mixture,
     state: TrainerState,
     accelerator: Accelerator,
 ) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    family = started.family
+    trained = sum(p.numel() for p in started.model.parameters() if p.requires_grad)
+    rows = "packed rows" if family.packs else "one sample a row (packing is not proven for this family)"
     return (
         f"{'resuming at step ' + str(state.step) if state.step else 'starting'}: {state.total_steps} steps of "
         f"{config.global_batch_rows} rows x {config.row_tokens} tokens, {len(mixture)} samples an epoch, "
+        f"{family.model_type}, {rows}, "
         f"{trained / 1e6:.2f}M trained parameters, {config.precision}, {accelerator.num_processes} process(es) "
         f"on {accelerator.device}"
     )

@@ -6,23 +6,26 @@ data[] --build_source--> Mixture --texts--> tokenizer (from scratch only) --> mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
 from infinity_mm.data.mixture import Mixture, WeightedSource
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
+from infinity_mm.families import INFINITY_MM, family_of
+from infinity_mm.families.base import Family, Limits
 from infinity_mm.model.build import build_model
-from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
-from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.model.vision_tower import VisionTower
-from infinity_mm.training.config import DataConfig, StartConfig
+from infinity_mm.training import lora as adapters
+from infinity_mm.training.config import DataConfig, LoraConfig, StartConfig
 
 
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
@@ -37,25 +40,44 @@ def build_mixture(data: Sequence[DataConfig]) -> Mixture:
     return Mixture([WeightedSource(source=build_source(d.kind, d.options), weight=d.weight) for d in data])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What a run trains."""
+
+    family: Family
+    model: Any
+    """A `PreTrainedModel`; adapters, if any, are in its layers. Typed loosely: its parts differ by family."""
+    processor: Any
+    adapter: Any = None
+    """peft's view of the same model, which saves the adapters alone."""
+
+
 def start_model(
-    start: StartConfig, mixture: Mixture
-) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor]:
-    """Model in float32 and processor, loaded or built; the same on every process."""
-    if start.build is not None:
+    start: StartConfig, mixture: Mixture, *, lora: LoraConfig | None = None, resumed: Path | None = None
+) -> Started:
+    """Model in float32 and processor, loaded or built, the same on every process; or those of checkpoint `resumed`."""
+    if start.build is not None and resumed is None:
         words = build_mixture(start.tokenizer.data) if start.tokenizer.data else mixture
         tokenizer = build_tokenizer(corpus(words, start.tokenizer.num_samples), start.tokenizer.vocab_size)
         model, processor = build_model(start.build, tokenizer)
         if start.vision_tower is not None:
             load_tower(model, Path(start.vision_tower))
-        return model, processor
+        return Started(family=INFINITY_MM, model=model, processor=processor)
+    if lora is None and resumed is not None:
+        family, model, processor = load_family(resumed)
+        return Started(family=family, model=model, processor=processor)
     assert start.path is not None
-    model, processor = load_model(Path(start.path))
-    if start.max_slices is not None:
-        model.config.max_slices = processor.image_processor.max_slices = start.max_slices
-    return model, processor
+    options = {} if lora is None else adapters.base_options(lora)
+    family, model, processor = load_family(Path(start.path), **options)
+    limits = Limits(max_slices=start.max_slices, min_pixels=start.min_pixels, max_pixels=start.max_pixels)
+    family.limit(model, processor, limits)
+    if lora is None:
+        return Started(family=family, model=model, processor=processor)
+    adapter = adapters.load(model, resumed) if resumed else adapters.add(model, family, lora)
+    return Started(family=family, model=model, processor=processor, adapter=adapter)
 
 
-def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
+def load_tower(model: PreTrainedModel, folder: Path) -> None:
     """Replace the weights of the model's vision tower by those of a trained tower of the same sizes."""
     if not (folder / "config.json").is_file():
         raise explain(
@@ -79,16 +101,16 @@ def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
     tower.load_state_dict(trained)
 
 
-def load_model(folder: Path) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor]:
-    """Model in float32 and processor from a checkpoint folder."""
-    if not (folder / "config.json").is_file():
+def load_family(folder: Path, **options: Any) -> tuple[Family, PreTrainedModel, ProcessorMixin]:
+    """A checkpoint folder's family, its model in float32 unless `options` say otherwise, and its processor."""
+    if (folder / "adapter_config.json").is_file():
         raise explain(
-            what=f"{folder} is not a checkpoint folder: it has no config.json",
+            what=f"{folder} holds adapters alone",
             where="model.path",
-            fix="give the folder that holds config.json, model.safetensors and the processor",
+            fix="train with lora.merge: true, or merge them with peft; model.path wants a whole model",
         )
-    model = InfinityMMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model, InfinityMMProcessor.from_pretrained(folder)
+    family = family_of(folder)
+    return family, *family.load(folder, **options)
 
 
 def corpus(mixture: Mixture, num_samples: int) -> Iterator[str]:

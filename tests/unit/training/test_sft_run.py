@@ -116,12 +116,12 @@ def test_bf16_really_multiplies_in_bf16_and_keeps_float32_weights(
     types: set[torch.dtype] = set()
     start_model = sft.start_model
 
-    def watched(*args: Any) -> Any:
-        model, processor = start_model(*args)
-        language_model: Any = model.model.language_model
+    def watched(*args: Any, **keys: Any) -> Any:
+        started = start_model(*args, **keys)
+        language_model: Any = started.model.model.language_model
         layer = language_model.layers[0].mlp.up_proj
         layer.register_forward_hook(lambda _m, _i, output: types.add(output.dtype))
-        return model, processor
+        return started
 
     monkeypatch.setattr(sft, "start_model", watched)
     train(tiny_config(tmp_path, precision="bf16", steps=4), quiet=True)

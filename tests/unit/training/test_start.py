@@ -33,7 +33,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_tower_of_the_folder_replaces_the_fresh_one(tower: Path) -> None:
-    model, _ = start_model(start(tower), build_mixture([DATA]))
+    model = start_model(start(tower), build_mixture([DATA])).model
     wanted = VisionTower.from_pretrained(tower).state_dict()
     own = model.model.vision_tower.state_dict()
     assert own.keys() == wanted.keys()
@@ -58,9 +58,10 @@ def test_a_tower_beside_a_checkpoint_is_refused(tower: Path) -> None:
 
 
 def test_a_checkpoint_may_go_on_without_slices(tmp_path: Path, tower: Path) -> None:
-    model, processor = start_model(start(tower), build_mixture([DATA]))
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    model, processor = start_model(StartConfig(path=str(tmp_path), max_slices=0), build_mixture([DATA]))
-    assert model.config.slice_config() == processor.image_processor.slice_config()
+    started = start_model(start(tower), build_mixture([DATA]))
+    started.model.save_pretrained(tmp_path)
+    started.processor.save_pretrained(tmp_path)
+    started = start_model(StartConfig(path=str(tmp_path), max_slices=0), build_mixture([DATA]))
+    model = started.model
+    assert model.config.slice_config() == started.processor.image_processor.slice_config()
     assert plan_slices(128, 128, model.config.slice_config()).grid is None

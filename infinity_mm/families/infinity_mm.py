@@ -1,0 +1,54 @@
+"""Our own model, one family among others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast, final
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from infinity_mm.data.encode import Encoder, RowEncoder
+from infinity_mm.families.base import Limits
+from infinity_mm.families.regions import Notation
+from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
+from infinity_mm.model.processor import InfinityMMProcessor
+
+
+@final
+class InfinityMM:
+    """The Aquila-VL-style model of `infinity_mm/model`."""
+
+    model_type = "infinity_mm"
+    parts = {  # noqa: RUF012
+        "vision_tower": ("model.vision_tower.",),
+        "connector": ("model.connector.",),
+        "language_model": ("model.language_model.", "lm_head."),
+    }
+    packs = True
+    notation = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=1000)
+
+    def load(self, folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model and processor."""
+        settings = {"dtype": torch.float32, **options}
+        model = InfinityMMForConditionalGeneration.from_pretrained(folder, **settings)
+        return model, InfinityMMProcessor.from_pretrained(folder)
+
+    def limit(self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits) -> None:
+        """Slices of one image."""
+        limits.refuse(self.model_type, "min_pixels", "max_pixels")
+        if limits.max_slices is not None:
+            image_processor = cast(InfinityMMProcessor, processor).image_processor
+            model.config.max_slices = image_processor.max_slices = limits.max_slices
+
+    def encoder(self, processor: ProcessorMixin) -> RowEncoder:
+        """Our own encoder."""
+        return Encoder(cast(InfinityMMProcessor, processor))
+
+    def trainable(self, model: PreTrainedModel) -> nn.Module:
+        """The model itself: it has the loss."""
+        return model
+
+
+INFINITY_MM = InfinityMM()

@@ -1,0 +1,251 @@
+"""Families whose model, processor and file format are transformers' own.
+
+    conversation --plan--> image texts --chat template--> Layout
+                 --pixels--> rows of pixel_values, view_shapes --inputs--> what the stock model takes
+
+A batch has one form for all families: `pixel_values` (P, F) and `view_shapes` (V, 3) with (image, rows, columns). What
+a row of `pixel_values` is, is the family's business: a patch (Qwen) or a whole tile, which is a view of 1 x 1.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Message, Turns, place_images
+from infinity_mm.data.encode import IGNORE, Encoded, Layout, RowEncoder
+from infinity_mm.errors import explain, need
+from infinity_mm.families.base import Limits, Part
+from infinity_mm.families.regions import Frame, Notation, write_regions
+from infinity_mm.families.template import ChatTemplate
+from infinity_mm.model.modeling import InfinityMMOutput
+from infinity_mm.vision.images import upright_rgb
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagePlan:
+    """What one image becomes; a function of the sizes of its sample's images alone."""
+
+    text: str
+    """What its image token becomes in the prompt."""
+    views: tuple[tuple[int, int], ...]
+    """Rows and columns of each view; their products count rows of `pixel_values`."""
+    frame: Frame
+    """The size boxes are counted in, where the family counts pixels."""
+
+
+class StockFamily(ABC):
+    """What these families share; a subclass says how it sees images."""
+
+    model_type: str
+    parts: Mapping[Part, tuple[str, ...]]
+    notation: Notation
+    packs: bool = True
+
+    @abstractmethod
+    def plan(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> list[ImagePlan]:
+        """Plans for upright images of (width, height), all of one sample."""
+
+    @abstractmethod
+    def pixels(self, processor: Any, images: Sequence[Image.Image]) -> Tensor:
+        """(P, F) float32 for the images of one sample, in the order of their plans."""
+
+    @abstractmethod
+    def inputs(self, config: Any, pixel_values: Tensor, view_shapes: Tensor) -> dict[str, Any]:
+        """The image arguments of the stock model."""
+
+    @abstractmethod
+    def blank(self, config: Any) -> tuple[Tensor, Tensor]:
+        """(pixel_values, view_shapes) of the smallest image there is."""
+
+    @abstractmethod
+    def limit(self, model: Any, processor: Any, limits: Limits) -> None:
+        """See `Family.limit`."""
+
+    def positions(
+        self, config: Any, input_ids: Tensor, position_ids: Tensor, view_shapes: Tensor | None
+    ) -> Tensor:
+        """The stock model's position_ids, from plain ones (R, T)."""
+        return position_ids
+
+    def load(self, folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """Model and processor; attention is SDPA, which takes the packed mask as it is."""
+        try:
+            processor = cast(ProcessorMixin, AutoProcessor.from_pretrained(folder))
+        except ImportError as error:
+            if "num2words" in str(error):
+                raise need("num2words", extra="train", purpose=self.model_type) from error
+            raise
+        settings = {"dtype": torch.float32, "attn_implementation": "sdpa", **options}
+        return AutoModelForImageTextToText.from_pretrained(folder, **settings), processor
+
+    def encoder(self, processor: ProcessorMixin) -> RowEncoder:
+        """Conversations to rows, through the family's chat template."""
+        return StockEncoder(self, processor)
+
+    def trainable(self, model: PreTrainedModel) -> nn.Module:
+        """The model with our loss."""
+        return WithLoss(self, model)
+
+
+class StockEncoder:
+    """Encodes conversations for one processor."""
+
+    def __init__(self, family: StockFamily, processor: Any) -> None:
+        self.family, self.processor, self.packs = family, processor, family.packs
+        self.template = ChatTemplate(processor, processor.image_token)
+        self.image_id: int = self.template.ids[processor.image_token]
+        pad = processor.tokenizer.pad_token_id
+        self.pad_id: int = pad if isinstance(pad, int) else processor.tokenizer.eos_token_id
+
+    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
+        """The whole sample, or all of it but the pixels."""
+        images = [upright_rgb(image) for image in conversation.images]
+        plans = self.family.plan(self.processor, [image.size for image in images])
+        shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.views]
+        return Encoded(
+            layout=self.layout(conversation, turns, plans),
+            pixel_values=self.family.pixels(self.processor, images) if with_pixels and images else None,
+            view_shapes=torch.tensor(shapes) if shapes else None,
+        )
+
+    def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[ImagePlan]) -> Layout:
+        """The text side. Independent exchanges share what their separate samples begin with."""
+        frames = [plan.frame for plan in plans]
+        messages = [
+            Message(m.role, write_regions(m.text, self.family.notation, frames))
+            for m in place_images(conversation)
+        ]
+        images = [plan.text for plan in plans]
+        if turns == "causal":
+            branches, shared = [self.template.encode(messages, images)], 0
+        else:
+            branches = self._exchanges(conversation, messages, images)
+            shared = _common_prefix(branches)
+        input_ids, labels = branches[0][0][:shared], branches[0][1][:shared]
+        position_ids, branch_ids = list(range(shared)), [0] * shared
+        for number, (ids, own_labels) in enumerate(branches, 1 if turns == "independent" else 0):
+            input_ids += ids[shared:]
+            labels += own_labels[shared:]
+            position_ids += range(shared, len(ids))
+            branch_ids += [number] * (len(ids) - shared)
+        wanted = sum(text.count(self.processor.image_token) for text in images)
+        if input_ids.count(self.image_id) != wanted:
+            raise explain(
+                what=f"{input_ids.count(self.image_id)} image tokens where the images have {wanted}",
+                where=f"conversation {conversation.id}",
+                fix=f"put all images first, and no {self.processor.image_token} into the texts",
+            )
+        return Layout(
+            id=conversation.id,
+            input_ids=input_ids,
+            labels=labels,
+            position_ids=position_ids,
+            branch_ids=branch_ids,
+            num_images=len(plans),
+        )
+
+    def _exchanges(
+        self, conversation: Conversation, messages: Sequence[Message], images: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Every exchange as a sample of its own, with the system prompt and all images."""
+        system = list(messages[:1]) if messages[0].role == "system" else []
+        body = messages[len(system) :]
+        front = IMAGE_PLACEHOLDER * len(images)
+        if not body[0].text.startswith(front) or any(IMAGE_PLACEHOLDER in m.text for m in body[2::2]):
+            raise explain(
+                what="an image stands inside the text of one exchange, but independent exchanges share all images",
+                where=f"conversation {conversation.id}",
+                fix="put all images before the first user text, or read the source with turns: causal",
+            )
+        questions = [body[0], *(Message("user", front + m.text) for m in body[2::2])]
+        return [
+            self.template.encode([*system, question, answer], images)
+            for question, answer in zip(questions, body[1::2], strict=True)
+        ]
+
+
+def _common_prefix(branches: Sequence[tuple[list[int], list[int]]]) -> int:
+    """Length of what all branches begin with, labels not reached."""
+    ids, labels = branches[0]
+    length = 0
+    while (
+        all(length < len(other) and other[length] == ids[length] for other, _ in branches)
+        and labels[length] == IGNORE
+    ):
+        length += 1
+    return length
+
+
+class WithLoss(nn.Module):
+    """A stock model called like ours: packed rows in, the loss out."""
+
+    def __init__(self, family: StockFamily, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.family, self.model = family, model
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor,
+        pixel_values: Tensor | None,
+        view_shapes: Tensor | None,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
+        use_cache: bool = False,
+    ) -> InfinityMMOutput:
+        """Logits, or with `labels` the loss; see `InfinityMMForConditionalGeneration.forward`."""
+        model = cast(Any, self.model)
+        images: dict[str, Any] = {}
+        if pixel_values is not None:
+            assert view_shapes is not None
+            images = self.family.inputs(model.config, pixel_values, view_shapes)
+        hidden_RTE = model.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=self.family.positions(model.config, input_ids, position_ids, view_shapes),
+            use_cache=False,
+            **images,
+        ).last_hidden_state
+        if labels is None:
+            return InfinityMMOutput(logits=model.lm_head(hidden_RTE))
+        if not images and self.training:
+            hidden_RTE = hidden_RTE + 0.0 * self._blank(input_ids.device)
+        next_labels = labels[:, 1:]
+        labelled = next_labels != IGNORE
+        logits = model.lm_head(hidden_RTE[:, :-1][labelled])
+        losses_M = functional.cross_entropy(logits.float(), next_labels[labelled], reduction="none")
+        weights_M = torch.ones_like(losses_M) if loss_weights is None else loss_weights[:, 1:][labelled]
+        divisor = weights_M.sum().clamp(min=1e-6) if num_items_in_batch is None else num_items_in_batch
+        return InfinityMMOutput(loss=(losses_M * weights_M).sum() / divisor, token_losses=losses_M.detach())
+
+    def _blank(self, device: torch.device) -> Tensor:
+        """A number made of the smallest image. Added zero times where a batch has no image, so that every parameter
+        takes part in every step: processes that share gradients or weights wait for each other."""
+        model = cast(Any, self.model)
+        pixel_values, view_shapes = (tensor.to(device) for tensor in self.family.blank(model.config))
+        output = model.model.get_image_features(
+            **self.family.inputs(model.config, pixel_values, view_shapes), return_dict=True
+        )
+        parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+        tensors = [t for part in parts for t in ([part] if isinstance(part, Tensor) else part)]
+        return torch.stack([tensor.sum() for tensor in tensors]).sum()
+
+
+def tiles(rows_PF: Tensor) -> Tensor:
+    """Rows that hold one square RGB tile each, as (P, 3, side, side)."""
+    side = math.isqrt(rows_PF.shape[1] // 3)
+    return rows_PF.view(len(rows_PF), 3, side, side)
