@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from transformers import ProcessorMixin
 
@@ -164,9 +164,11 @@ class ChatTemplate:
                     parts.append({"type": "text", "text": f"\ue000{number}\ue001"})
                     number += 1
             content.append({"role": message.role, "content": parts})
-        return self.processor.apply_chat_template(
-            content, tokenize=False, add_generation_prompt=add_generation_prompt
+        # SmolVLM's own method adds settings for videos, and a warning about them, to every call.
+        rendered = ProcessorMixin.apply_chat_template(
+            self.processor, content, tokenize=False, add_generation_prompt=add_generation_prompt
         )
+        return cast(str, rendered)
 
     def _unreadable(self, why: str) -> ValueError:
         return explain(

@@ -87,6 +87,8 @@ class LoraConfig:
     """Train the whole connector beside the adapters; it is saved with them."""
     base: Literal["float32", "bfloat16", "nf4"] = "float32"
     """How the frozen weights are held; nf4 is QLoRA (arXiv 2305.14314), needs bitsandbytes and a GPU."""
+    seed: int = 0
+    """Seed of the adapters' first weights."""
     merge: bool = False
     """Write the final model with the adapters merged into the weights instead of the adapters alone."""
 

@@ -62,7 +62,9 @@ def add(model: PreTrainedModel, family: Family, config: LoraConfig) -> Any:
     )
     if config.base == "nf4":
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return peft.get_peft_model(model, settings)
+    with torch.random.fork_rng(devices=[]):  # the same on every process, and in a run that is done again
+        torch.manual_seed(config.seed)
+        return peft.get_peft_model(model, settings)
 
 
 def load(model: PreTrainedModel, folder: Path) -> Any:
@@ -104,7 +106,13 @@ def target_layers(model: nn.Module, parts: Mapping[Part, tuple[str, ...]], confi
 def _connector_modules(model: nn.Module, parts: Mapping[Part, tuple[str, ...]]) -> list[str]:
     """The connector's modules. A parameter outside any module (OneVision's newline) cannot be saved beside adapters."""
     modules = dict(model.named_modules())
-    return [prefix[:-1] for prefix in parts["connector"] if prefix.removesuffix(".") in modules]
+    found: list[str] = []
+    for name in (prefix.removesuffix(".") for prefix in parts["connector"]):
+        if isinstance(modules.get(name), nn.ModuleList):  # a list is not called, its members are
+            found += [f"{name}.{number}" for number in range(len(modules[name]))]
+        elif name in modules:
+            found.append(name)
+    return found
 
 
 def _peft() -> Any:
