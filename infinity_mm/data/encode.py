@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Message, Turns, place_images
+from infinity_mm.data.regions import Notation, write_regions
 from infinity_mm.errors import explain
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.processor import InfinityMMProcessor
@@ -33,6 +34,9 @@ IGNORE = -100
 """Label of a position without loss."""
 
 OverLong = Literal["drop", "error"]
+
+NOTATION = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=1000)
+"""How our own model writes boxes and points: in thousandths of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,10 @@ class Encoder:
 
     def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[SlicePlan]) -> Layout:
         """The text side; `plans` are those of the upright images."""
-        messages = place_images(conversation)
+        frames = [(1, 1)] * len(plans)  # not read: the notation does not count pixels
+        messages = tuple(
+            Message(m.role, write_regions(m.text, NOTATION, frames)) for m in place_images(conversation)
+        )
         images = [image_token_ids(plan, self.schema_ids) for plan in plans]
         builder = _Builder()
         if turns == "causal":

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.encode import RowEncoder
+from infinity_mm.data.regions import Notation
 from infinity_mm.errors import explain
-from infinity_mm.families.regions import Notation
 
 Part = Literal["vision_tower", "connector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from infinity_mm.data.encode import Encoder, RowEncoder
+from infinity_mm.data.encode import NOTATION, Encoder, RowEncoder
 from infinity_mm.families.base import Limits
-from infinity_mm.families.regions import Notation
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 
@@ -27,7 +26,7 @@ class InfinityMM:
         "language_model": ("model.language_model.", "lm_head."),
     }
     packs = True
-    notation = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=1000)
+    notation = NOTATION
 
     def load(self, folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Model and processor."""

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
+from infinity_mm.data.regions import Notation
 from infinity_mm.errors import explain
 from infinity_mm.families.base import Limits
-from infinity_mm.families.regions import Notation
 from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from infinity_mm.data.regions import Notation
 from infinity_mm.families.base import Limits
 from infinity_mm.families.mrope import mrope
-from infinity_mm.families.regions import Notation
 from infinity_mm.families.stock import ImagePlan, StockFamily
 from infinity_mm.vision.images import BadImage
 

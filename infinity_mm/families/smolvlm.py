@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from infinity_mm.data.regions import Notation
 from infinity_mm.families.base import Limits
-from infinity_mm.families.regions import Notation
 from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
 
 

@@ -24,9 +24,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Message, Turns, place_images
 from infinity_mm.data.encode import IGNORE, Encoded, Layout, RowEncoder
+from infinity_mm.data.regions import Frame, Notation, write_regions
 from infinity_mm.errors import explain, need
 from infinity_mm.families.base import Limits, Part
-from infinity_mm.families.regions import Frame, Notation, write_regions
 from infinity_mm.families.template import ChatTemplate
 from infinity_mm.model.modeling import InfinityMMOutput
 from infinity_mm.vision.images import upright_rgb
@@ -120,7 +120,7 @@ class StockEncoder:
         )
 
     def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[ImagePlan]) -> Layout:
-        """The text side. Independent exchanges share what their separate samples begin with."""
+        """The text side. Independent exchanges share all up to the last token of the last image."""
         frames = [plan.frame for plan in plans]
         messages = [
             Message(m.role, write_regions(m.text, self.family.notation, frames))
@@ -131,7 +131,8 @@ class StockEncoder:
             branches, shared = [self.template.encode(messages, images)], 0
         else:
             branches = self._exchanges(conversation, messages, images)
-            shared = _common_prefix(branches)
+            first = branches[0][0]
+            shared = len(first) - first[::-1].index(self.image_id) if images else 0
         input_ids, labels = branches[0][0][:shared], branches[0][1][:shared]
         position_ids, branch_ids = list(range(shared)), [0] * shared
         for number, (ids, own_labels) in enumerate(branches, 1 if turns == "independent" else 0):
@@ -173,18 +174,6 @@ class StockEncoder:
             self.template.encode([*system, question, answer], images)
             for question, answer in zip(questions, body[1::2], strict=True)
         ]
-
-
-def _common_prefix(branches: Sequence[tuple[list[int], list[int]]]) -> int:
-    """Length of what all branches begin with, labels not reached."""
-    ids, labels = branches[0]
-    length = 0
-    while (
-        all(length < len(other) and other[length] == ids[length] for other, _ in branches)
-        and labels[length] == IGNORE
-    ):
-        length += 1
-    return length
 
 
 class WithLoss(nn.Module):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.loader import LoaderState
 from infinity_mm.errors import explain
+from infinity_mm.families.names import restore_names
 from infinity_mm.storage.files import whole_folder
 from infinity_mm.training import lora
 
@@ -74,8 +76,18 @@ def save_checkpoint(
     return target
 
 
-def save_model(target: Path, *, model: PreTrainedModel, processor: ProcessorMixin, dtype: str) -> None:
-    """Write the final model with weights of `dtype`; the model in memory stays as it is."""
+def save_model(
+    target: Path,
+    *,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dtype: str,
+    names: Collection[str] = (),
+) -> None:
+    """Write the final model with weights of `dtype`; the model in memory stays as it is.
+
+    `names`: those of the checkpoint it came from, which it gets back where transformers changes them.
+    """
     torch_dtype: torch.dtype = getattr(torch, dtype)
     converted: dict[int, torch.Tensor] = {}  # by storage: tied weights stay tied, and are written once
     tensors: dict[str, torch.Tensor] = {}
@@ -87,6 +99,7 @@ def save_model(target: Path, *, model: PreTrainedModel, processor: ProcessorMixi
         try:
             _set_dtype(model, torch_dtype)
             model.save_pretrained(folder, state_dict=tensors)
+            restore_names(folder, set(names))
         finally:
             _set_dtype(model, before)
         processor.save_pretrained(folder)

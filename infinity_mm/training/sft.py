@@ -24,6 +24,7 @@ from infinity_mm.config import to_plain
 from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, count_rows
 from infinity_mm.data.mixture import Mixture
+from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.training import lora
 from infinity_mm.training.checkpoint import (
@@ -143,15 +144,16 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
 
 
 def _save_final(target: Path, started: Started, config: SftConfig) -> None:
-    """The whole model, or its adapters alone where they are not to be merged."""
-    if started.adapter is None:
-        save_model(target, model=started.model, processor=started.processor, dtype=config.save_dtype)
-    elif config.lora is not None and config.lora.merge:
-        assert config.model.path is not None
-        model = lora.merged(started.family, Path(config.model.path), checkpoints(config.out_dir)[-1])
-        save_model(target, model=model, processor=started.processor, dtype=config.save_dtype)
-    else:
-        save_adapter(target, adapter=started.adapter, processor=started.processor)
+    """The whole model under the names of the checkpoint it came from, or its adapters where they are not merged."""
+    model, base = started.model, Path(config.model.path) if config.model.path is not None else None
+    if config.lora is not None:
+        assert base is not None
+        if not config.lora.merge:
+            save_adapter(target, adapter=started.adapter, processor=started.processor)
+            return
+        model = lora.merged(started.family, base, checkpoints(config.out_dir)[-1])
+    names = tensor_names(base) if base is not None else set()
+    save_model(target, model=model, processor=started.processor, dtype=config.save_dtype, names=names)
 
 
 def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> None:

@@ -1,6 +1,7 @@
 """Whole runs on checkpoints of every stock family: fully, with adapters, resumed, and read back by stock libraries."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_families import NAMES, THREE, processor, write_checkpoint
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -49,14 +51,16 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def data(start: Path) -> list[dict[str, Any]]:
+    return [{"kind": "llava_json", "options": {"path": str(start / "data.json"), "image_folder": str(start)}}]
+
+
 def run(start: Path, name: str, out: Path, **changes: Any) -> SftConfig:
     """Four steps of one row that holds all three samples."""
     plain: dict[str, Any] = {
         "out_dir": str(out),
         "model": {"path": str(start / name)},
-        "data": [
-            {"kind": "llava_json", "options": {"path": str(start / "data.json"), "image_folder": str(start)}}
-        ],
+        "data": data(start),
         "row_tokens": 256,
         "global_batch_rows": 1,
         "micro_batch_rows": 1,
@@ -70,6 +74,16 @@ def run(start: Path, name: str, out: Path, **changes: Any) -> SftConfig:
         "save_every_steps": 2,
     }
     return build(SftConfig, plain | changes)
+
+
+def with_level(folder: Path, out: Path) -> Path:
+    """LLaVA-OneVision as it was released: with a level in the vision tower's names that transformers leaves out."""
+    shutil.copytree(folder, out)
+    named = {
+        key.replace("vision_tower.", "vision_tower.vision_model.", 1): t for key, t in tensors(folder).items()
+    }
+    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
+    return out
 
 
 def losses(out: Path) -> list[float]:
@@ -127,6 +141,15 @@ def test_trains_fully_and_stock_transformers_reads_the_result(
         FAMILIES[name].encoder(again).encode(THREE[1], "causal").layout
         == FAMILIES[name].encoder(processor(name)).encode(THREE[1], "causal").layout
     )
+
+
+def test_names_that_transformers_changes_are_given_back(start: Path, tmp_path: Path) -> None:
+    released = with_level(start / "llava_onevision", tmp_path / "released")
+    result = train(run(tmp_path, "released", tmp_path / "out", data=data(start), steps=1), quiet=True)
+    assert result.model_dir is not None
+    assert tensors(result.model_dir).keys() == tensors(released).keys()
+    wanted = logits("llava_onevision", stock(tmp_path / "out" / "checkpoint-1"))
+    assert torch.equal(logits("llava_onevision", stock(result.model_dir)), wanted)
 
 
 @each_family

@@ -207,8 +207,8 @@ def processor(name: str) -> Any:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.smolvlm.image_processing_smolvlm import SmolVLMImageProcessor
 
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    words = {"tokenizer": tokenizer(name), "chat_template": _TEMPLATES[name]}
+    half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    words: dict[str, Any] = {"tokenizer": tokenizer(name), "chat_template": _TEMPLATES[name]}
     match name:
         case "qwen2_5_vl" | "qwen3_vl":
             size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infinity_mm.data.regions import region_marker, write_regions
 from infinity_mm.errors import UserError
 from infinity_mm.families import FAMILIES
-from infinity_mm.families.regions import region_marker, write_regions
 from infinity_mm.record import Region
 
 unit = st.floats(0, 1)
