@@ -22,6 +22,8 @@ from infinity_mm.errors import explain
 Part = Literal["vision_tower", "connector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """The parts of every vision-language model: each is trained, frozen and given its learning rate as one."""
+Parts = Mapping[Part, tuple[str, ...]]
+"""Part of the model -> prefixes of its parameters' names; the longest prefix that fits decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +58,8 @@ class Family(Protocol):
         ...
 
     @property
-    def parts(self) -> Mapping[Part, tuple[str, ...]]:
-        """Prefixes of the parameters' names; the longest prefix that fits decides."""
+    def parts(self) -> Parts:
+        """What belongs to which part."""
         ...
 
     @property
@@ -88,9 +90,11 @@ class Family(Protocol):
         ...
 
 
-def part_of(name: str, parts: Mapping[Part, tuple[str, ...]]) -> Part:
+def part_of(name: str, parts: Parts) -> Part:
     """The part a parameter belongs to; a name outside all parts is an error, so that nothing is trained by accident."""
-    fits = [(len(prefix), part) for part, all_ in parts.items() for prefix in all_ if name.startswith(prefix)]
+    fits: list[tuple[int, Part]] = [
+        (len(prefix), part) for part, all_ in parts.items() for prefix in all_ if name.startswith(prefix)
+    ]
     if not fits:
         raise explain(
             what=f"the parameter {name} belongs to no known part of the model",

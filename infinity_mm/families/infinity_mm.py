@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.encode import NOTATION, Encoder, RowEncoder
-from infinity_mm.families.base import Limits
+from infinity_mm.families.base import Limits, Parts
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 
@@ -20,7 +20,7 @@ class InfinityMM:
     """The Aquila-VL-style model of `infinity_mm/model`."""
 
     model_type = "infinity_mm"
-    parts = {  # noqa: RUF012
+    parts: Parts = {  # noqa: RUF012
         "vision_tower": ("model.vision_tower.",),
         "connector": ("model.connector.",),
         "language_model": ("model.language_model.", "lm_head."),

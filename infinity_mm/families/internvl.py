@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from infinity_mm.data.regions import Notation
-from infinity_mm.families.base import Limits
+from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
 
 
@@ -23,7 +23,7 @@ class InternVL(StockFamily):
     """InternVL 2.5, 3 and 3.5 as transformers' `internvl`."""
 
     model_type = "internvl"
-    parts = {  # noqa: RUF012
+    parts: Parts = {  # noqa: RUF012
         "vision_tower": ("model.vision_tower.",),
         "connector": ("model.multi_modal_projector.",),
         "language_model": ("model.language_model.", "lm_head."),

@@ -17,7 +17,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from infinity_mm.data.regions import Notation
 from infinity_mm.errors import explain
-from infinity_mm.families.base import Limits
+from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
 
 
@@ -26,7 +26,7 @@ class LlavaOnevision(StockFamily):
     """LLaVA-OneVision."""
 
     model_type = "llava_onevision"
-    parts = {  # noqa: RUF012
+    parts: Parts = {  # noqa: RUF012
         "vision_tower": ("model.vision_tower.",),
         "connector": ("model.multi_modal_projector.", "model.image_newline"),
         "language_model": ("model.language_model.", "lm_head."),

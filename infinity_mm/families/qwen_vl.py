@@ -14,17 +14,17 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from infinity_mm.data.regions import Notation
-from infinity_mm.families.base import Limits
+from infinity_mm.errors import explain
+from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.mrope import mrope
 from infinity_mm.families.stock import ImagePlan, StockFamily
-from infinity_mm.vision.images import BadImage
 
 
 @final
 class QwenVL(StockFamily):
     """One of the two; they differ in how they write boxes and, inside the model, in much else."""
 
-    parts = {  # noqa: RUF012
+    parts: Parts = {  # noqa: RUF012
         "vision_tower": ("model.visual.",),
         "connector": ("model.visual.merger.", "model.visual.deepstack_merger_list."),
         "language_model": ("model.language_model.", "lm_head."),
@@ -48,7 +48,11 @@ class QwenVL(StockFamily):
                 max_pixels=images.size["longest_edge"],
             )
         except ValueError as error:  # sides of more than 200 to 1
-            raise BadImage("aspect_ratio", str(error)) from error
+            raise explain(
+                what=f"an image of {width}x{height} px: {error}",
+                where=f"the image processor of {self.model_type}",
+                fix="leave it out, or cut it into pieces",
+            ) from error
         rows, columns = (side // images.patch_size for side in resized)
         grid = torch.tensor([[1, rows, columns]])
         return ImagePlan(

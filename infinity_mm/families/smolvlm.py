@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from infinity_mm.data.regions import Notation
-from infinity_mm.families.base import Limits
+from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
 
 
@@ -23,7 +23,7 @@ class SmolVLM(StockFamily):
     """SmolVLM and SmolVLM2."""
 
     model_type = "smolvlm"
-    parts = {  # noqa: RUF012
+    parts: Parts = {  # noqa: RUF012
         "vision_tower": ("model.vision_model.",),
         "connector": ("model.connector.",),
         "language_model": ("model.text_model.", "lm_head."),

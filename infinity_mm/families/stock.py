@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Messa
 from infinity_mm.data.encode import IGNORE, Encoded, Layout, RowEncoder
 from infinity_mm.data.regions import Frame, Notation, write_regions
 from infinity_mm.errors import explain, need
-from infinity_mm.families.base import Limits, Part
+from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.template import ChatTemplate
 from infinity_mm.model.modeling import InfinityMMOutput
 from infinity_mm.vision.images import upright_rgb
@@ -48,7 +48,7 @@ class StockFamily(ABC):
     """What these families share; a subclass says how it sees images."""
 
     model_type: str
-    parts: Mapping[Part, tuple[str, ...]]
+    parts: Parts
     notation: Notation
     packs: bool = True
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from infinity_mm.errors import explain, need
-from infinity_mm.families.base import Family, Part, part_of
+from infinity_mm.families.base import Family, Parts, part_of
 from infinity_mm.training.config import LoraConfig
 
 
@@ -84,7 +83,7 @@ def merged(family: Family, base: Path, folder: Path) -> PreTrainedModel:
     return _peft().PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
-def target_layers(model: nn.Module, parts: Mapping[Part, tuple[str, ...]], config: LoraConfig) -> list[str]:
+def target_layers(model: nn.Module, parts: Parts, config: LoraConfig) -> list[str]:
     """Names of the linear layers that get adapters."""
     names = [
         name
@@ -103,13 +102,13 @@ def target_layers(model: nn.Module, parts: Mapping[Part, tuple[str, ...]], confi
     return names
 
 
-def _connector_modules(model: nn.Module, parts: Mapping[Part, tuple[str, ...]]) -> list[str]:
+def _connector_modules(model: nn.Module, parts: Parts) -> list[str]:
     """The connector's modules. A parameter outside any module (OneVision's newline) cannot be saved beside adapters."""
     modules = dict(model.named_modules())
     found: list[str] = []
     for name in (prefix.removesuffix(".") for prefix in parts["connector"]):
-        if isinstance(modules.get(name), nn.ModuleList):  # a list is not called, its members are
-            found += [f"{name}.{number}" for number in range(len(modules[name]))]
+        if isinstance(members := modules.get(name), nn.ModuleList):  # a list is not called, its members are
+            found += [f"{name}.{number}" for number in range(len(members))]
         elif name in modules:
             found.append(name)
     return found

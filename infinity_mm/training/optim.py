@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
-from infinity_mm.families.base import Part, part_of
+from infinity_mm.families.base import Part, Parts, part_of
 from infinity_mm.training.config import GroupConfig, SftConfig
 from infinity_mm.training.muon import Muon
 
 _TABLES = ("embed_tokens", "position_embedding", "pos_embed", "cls_token", "mask_token")
 """Parts of the names of parameters that are looked up, not multiplied with."""
-
-Parts = Mapping[Part, tuple[str, ...]]
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:

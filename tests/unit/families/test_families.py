@@ -22,7 +22,6 @@ from infinity_mm.errors import UserError
 from infinity_mm.families import FAMILIES, family_of
 from infinity_mm.families.base import Limits, part_of
 from infinity_mm.training.loss import local_loss
-from infinity_mm.vision.images import BadImage
 
 STOCK: dict[str, Any] = {name: FAMILIES[name] for name in NAMES}
 
@@ -224,8 +223,8 @@ def test_three_axes_of_positions_are_those_of_the_stock_model() -> None:
             assert torch.equal(ours[..., :length], theirs)
 
 
-def test_a_picture_too_long_to_resize_is_a_bad_image() -> None:
-    with pytest.raises(BadImage, match="aspect_ratio"):
+def test_a_picture_too_long_to_resize_is_refused() -> None:
+    with pytest.raises(UserError, match="1608x8 px"):
         STOCK["qwen3_vl"].plan(processor("qwen3_vl"), [(201 * 8, 8)])
 
 
