@@ -247,3 +247,11 @@ def test_a_family_without_proof_gets_one_sample_a_row(
     assert "one sample a row (packing is not proven for this family)" in capsys.readouterr().out.replace(
         "\n", " "
     )
+
+
+@each_family
+def test_trains_in_bfloat16_with_recomputed_activations(name: str, start: Path, tmp_path: Path) -> None:
+    exact = train(run(start, name, tmp_path / "exact", steps=1), quiet=True).loss
+    changes = {"precision": "bf16", "gradient_checkpointing": True, "lora": {"base": "bfloat16"}}
+    near = train(run(start, name, tmp_path / "near", steps=1, **changes), quiet=True).loss
+    assert near == pytest.approx(exact, rel=0.05)
