@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from PIL import Image
@@ -35,7 +35,30 @@ class Conversation:
     messages: tuple[Message, ...]
     """An optional system message, then user and assistant in turn, ending with the assistant."""
     domain: str = "default"
-    """Free label for counting."""
+    """Free label for counting and weighting."""
+
+    @property
+    def num_images(self) -> int:
+        """How many places the messages need."""
+        return len(self.images)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outline:
+    """A conversation with the sizes of its images in place of their pixels: enough to plan rows."""
+
+    id: str
+    image_sizes: tuple[tuple[int, int], ...]
+    """(width, height) of each upright image, as its header says."""
+    messages: tuple[Message, ...]
+    """As in the conversation."""
+    domain: str = "default"
+    """As in the conversation."""
+
+    @property
+    def num_images(self) -> int:
+        """How many places the messages need."""
+        return len(self.image_sizes)
 
 
 @runtime_checkable
@@ -61,8 +84,21 @@ class ConversationSource(Protocol):
         """The conversation, a pure function of `index`."""
         ...
 
+    def outline(self, index: int) -> Outline:
+        """The same without decoding an image."""
+        ...
 
-def place_images(conversation: Conversation) -> tuple[Message, ...]:
+
+def keep_exchanges(conversation: Conversation, num_exchanges: int) -> Conversation:
+    """The first exchanges of a conversation, with the images that stand in them."""
+    messages = place_images(conversation)
+    first = 1 if messages[0].role == "system" else 0
+    kept = messages[: first + 2 * num_exchanges]
+    num_images = sum(m.text.count(IMAGE_PLACEHOLDER) for m in kept if m.role == "user")
+    return replace(conversation, messages=kept, images=conversation.images[:num_images])
+
+
+def place_images(conversation: Conversation | Outline) -> tuple[Message, ...]:
     """The messages with exactly one `<image>` per image: given places are kept, else all go to the front.
 
     Raises UserError when places and images disagree, or when the roles are out of order.
@@ -78,14 +114,14 @@ def place_images(conversation: Conversation) -> tuple[Message, ...]:
             fix="give an optional system message, then user and assistant in turn, ending with assistant",
         )
     num_places = sum(message.text.count(IMAGE_PLACEHOLDER) for message in messages if message.role == "user")
-    if num_places == 0 and conversation.images:
+    if num_places == 0 and conversation.num_images:
         first = len(messages) - len(body)
-        front = IMAGE_PLACEHOLDER * len(conversation.images)
+        front = IMAGE_PLACEHOLDER * conversation.num_images
         with_images = Message("user", front + messages[first].text)
         return (*messages[:first], with_images, *messages[first + 1 :])
-    if num_places != len(conversation.images):
+    if num_places != conversation.num_images:
         raise explain(
-            what=f"{num_places} `{IMAGE_PLACEHOLDER}` places but {len(conversation.images)} images",
+            what=f"{num_places} `{IMAGE_PLACEHOLDER}` places but {conversation.num_images} images",
             where=where,
             fix="write one place per image, or none at all to put all images first",
         )

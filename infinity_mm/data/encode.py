@@ -20,20 +20,29 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Message, Turns, place_images
+from infinity_mm.data.conversation import (
+    IMAGE_PLACEHOLDER,
+    Conversation,
+    Message,
+    Outline,
+    Turns,
+    place_images,
+)
 from infinity_mm.data.regions import Notation, write_regions
 from infinity_mm.errors import explain
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens, image_token_ids
 from infinity_mm.model.tokenizer import IM_END, IM_START
+from infinity_mm.record import digest
 from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
 from infinity_mm.vision.slicing import SlicePlan, plan_slices
 
 IGNORE = -100
 """Label of a position without loss."""
 
-OverLong = Literal["drop", "error"]
+OverLong = Literal["drop", "error", "truncate_turns"]
+"""What happens to a sample that does not fit a row; `truncate_turns` drops whole exchanges from its end."""
 
 NOTATION = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=1000)
 """How our own model writes boxes and points: in thousandths of the image."""
@@ -74,6 +83,26 @@ class Encoded:
     """(V, 3): image index in the sample, rows and columns in patches."""
 
 
+@dataclass(frozen=True, slots=True)
+class TextCost:
+    """What a sample costs in positions beside its images; the first entry is what stands before all exchanges."""
+
+    tokens: tuple[int, ...]
+    """Of each exchange."""
+    images: tuple[int, ...]
+    """How many images stand in each exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCost:
+    """What one image costs."""
+
+    tokens: int
+    """Positions in a row, markers included."""
+    view_shapes: tuple[tuple[int, int], ...]
+    """(rows, columns) in patches of each view."""
+
+
 @dataclass
 class _Builder:
     """Collects pieces of text and special ids, to be tokenised in one call."""
@@ -81,12 +110,23 @@ class _Builder:
     pieces: list[str | list[int]] = field(default_factory=list)
     labelled: list[bool] = field(default_factory=list)
     branches: list[int] = field(default_factory=list)
+    exchanges: list[int] = field(default_factory=list)
+    image_exchanges: list[int] = field(default_factory=list)
+    """The exchange that each image stands in."""
+    exchange: int = 0
+    """0 before the first question, then 1, 2, ..."""
 
     def add(self, piece: str | list[int], *, branch: int, labelled: bool = False) -> None:
-        """Append one piece."""
+        """Append one piece to the current exchange."""
         self.pieces.append(piece)
         self.labelled.append(labelled)
         self.branches.append(branch)
+        self.exchanges.append(self.exchange)
+
+    def add_image(self, ids: list[int]) -> None:
+        """Append what one image becomes."""
+        self.image_exchanges.append(self.exchange)
+        self.add(ids, branch=0)
 
 
 @runtime_checkable
@@ -105,6 +145,20 @@ class RowEncoder(Protocol):
 
     def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
         """The whole sample, or all of it but the pixels, which are most of the work."""
+        ...
+
+    def measure(self, outline: Outline, turns: Turns) -> TextCost:
+        """What the sample costs beside its images, exchange by exchange."""
+        ...
+
+    def image_cost(self, width: int, height: int, num_images: int = 1) -> ImageCost:
+        """What an upright image of this size costs as one of `num_images`; raises UserError for one that is not
+        accepted."""
+        ...
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes whenever `measure` could give other numbers."""
         ...
 
 
@@ -139,17 +193,43 @@ class Encoder:
 
     def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[SlicePlan]) -> Layout:
         """The text side; `plans` are those of the upright images."""
-        frames = [(1, 1)] * len(plans)  # not read: the notation does not count pixels
+        images = [image_token_ids(plan, self.schema_ids) for plan in plans]
+        return self._tokenise(conversation.id, self._write(conversation, turns, images), len(images))
+
+    def measure(self, outline: Outline, turns: Turns) -> TextCost:
+        """What the sample costs beside its images, exchange by exchange."""
+        builder = self._write(outline, turns, [[]] * outline.num_images)
+        tokens = [0] * (builder.exchange + 1)
+        for exchange, ids in zip(builder.exchanges, self._ids(builder)):
+            tokens[exchange] += len(ids)
+        images = [0] * len(tokens)
+        for exchange in builder.image_exchanges:
+            images[exchange] += 1
+        return TextCost(tokens=tuple(tokens), images=tuple(images))
+
+    def image_cost(self, width: int, height: int, num_images: int = 1) -> ImageCost:
+        """What an upright image of this size costs; raises UserError for one that is not accepted."""
+        plan = plan_slices(width, height, self.slicing)
+        return ImageCost(
+            tokens=len(image_token_ids(plan, self.schema_ids)), view_shapes=tuple(plan.view_shapes)
+        )
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes whenever `measure` could give other numbers."""
+        return digest("chatml 2", self.tokenizer.backend_tokenizer.to_str())
+
+    def _write(self, conversation: Conversation | Outline, turns: Turns, images: list[list[int]]) -> _Builder:
+        frames = [(1, 1)] * conversation.num_images  # not read: the notation does not count pixels
         messages = tuple(
             Message(m.role, write_regions(m.text, NOTATION, frames)) for m in place_images(conversation)
         )
-        images = [image_token_ids(plan, self.schema_ids) for plan in plans]
         builder = _Builder()
         if turns == "causal":
             self._write_causal(builder, messages, images)
         else:
             self._write_independent(builder, conversation.id, messages, images)
-        return self._tokenise(conversation.id, builder, len(images))
+        return builder
 
     def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""
@@ -167,13 +247,15 @@ class Encoder:
             if message.role == "assistant":
                 self._write_answer(builder, message.text, branch=0)
                 continue
+            if message.role == "user":
+                builder.exchange += 1
             builder.add(self.im_start, branch=0)
             before, *after = (
                 message.text.split(IMAGE_PLACEHOLDER) if message.role == "user" else [message.text]
             )
             builder.add(f"{message.role}\n{before}", branch=0)
             for text in after:
-                builder.add(next(waiting), branch=0)
+                builder.add_image(next(waiting))
                 builder.add(text, branch=0)
             self._write_end(builder, branch=0)
 
@@ -198,9 +280,10 @@ class Encoder:
         if images:
             builder.add("user\n", branch=0)
         for image in images:
-            builder.add(image, branch=0)
+            builder.add_image(image)
         messages = (Message("user", first.removeprefix(front)), *messages[1:])
         for branch, (question, answer) in enumerate(zip(messages[::2], messages[1::2]), 1):
+            builder.exchange = branch
             builder.add(head + question.text, branch=branch)
             self._write_end(builder, branch=branch)
             self._write_answer(builder, answer.text, branch=branch)
@@ -216,20 +299,23 @@ class Encoder:
         builder.add(self.im_end, branch=branch)
         builder.add("\n", branch=branch)
 
-    def _tokenise(self, id_: str, builder: _Builder, num_images: int) -> Layout:
+    def _ids(self, builder: _Builder) -> list[list[int]]:
+        """The pieces as token ids."""
         texts = [piece for piece in builder.pieces if isinstance(piece, str)]
         tokenised = iter(
             self.tokenizer(
                 texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
             ).input_ids
         )
+        return [next(tokenised) if isinstance(piece, str) else piece for piece in builder.pieces]
+
+    def _tokenise(self, id_: str, builder: _Builder, num_images: int) -> Layout:
         input_ids: list[int] = []
         labels: list[int] = []
         position_ids: list[int] = []
         branch_ids: list[int] = []
         shared = position = branch = 0
-        for piece, labelled, piece_branch in zip(builder.pieces, builder.labelled, builder.branches):
-            ids = next(tokenised) if isinstance(piece, str) else piece
+        for ids, labelled, piece_branch in zip(self._ids(builder), builder.labelled, builder.branches):
             if piece_branch != branch:
                 shared = position if branch == 0 else shared
                 branch, position = piece_branch, shared

@@ -1,89 +1,61 @@
 """A resumable stream of packed rows that is the same for every number of processes.
 
-    epoch, window --permute--> samples --encode, plan_rows, pack (worker processes)--> rows of the window
-    rows of all windows, in order --every global_batch_rows--> one optimiser step --assign--> rank, micro-step
-    (several processes only:) own rows --encode patches (worker processes)--> pixel_values
+    step --phase--> windows --plan (a worker process)--> rows --every global_batch_rows--> one optimiser step
+    one step --assign, by vision work--> rows of this process --encode, pack (worker processes)--> micro-batches
 
-The state counts global rows only, so a run can go on with another number of processes, micro-batch or workers. For
-that every process must know the packing of all rows; but patches, which are most of the work, are made for its own.
+The state counts global rows only, so a run can go on with another number of processes, micro-batch or workers. Every
+process plans all rows, from measurements, and reads the texts and images of its own rows alone.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from infinity_mm.data.encode import Encoded, OverLong, RowEncoder
-from infinity_mm.data.mixture import Mixture
-from infinity_mm.data.packing import Packed, join, pack, plan_rows, split
-from infinity_mm.data.permutation import permute
+from infinity_mm.data.conversation import keep_exchanges
+from infinity_mm.data.encode import Encoded, RowEncoder
+from infinity_mm.data.measure import BAD_SAMPLE, one_line
+from infinity_mm.data.mixture import Phase, phase_at
+from infinity_mm.data.packing import Packed, pack
+from infinity_mm.data.plan import Drop, Planned, PlannedRow, PlannedWindows, Planner, SampleKey
+from infinity_mm.data.workers import in_workers
 from infinity_mm.errors import explain
-from infinity_mm.record import seed_for
-from infinity_mm.vision.images import BadImage
-
-T = TypeVar("T")
+from infinity_mm.record import digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderState:
-    """The next global row to be used."""
+    """Where the next optimiser step begins, and what the steps so far were made of."""
 
+    step: int = 0
+    """Steps so far; it decides the phase of the mixture."""
     epoch: int = 0
     window: int = 0
     row: int = 0
     """Index among the rows of the window."""
+    chain: str = ""
+    """Hash over the sample ids of all steps so far."""
+    before: tuple[int, int, int, str] = (0, 0, 0, "")
+    """Epoch, window, row and chain one step ago: enough to check that this state still means what it meant."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "before", tuple(self.before))  # JSON has lists only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderConfig:
-    """How samples become rows and rows become batches."""
+    """How rows become batches."""
 
-    row_tokens: int
-    """Positions of one row."""
     global_batch_rows: int
     """Rows of one optimiser step, over all processes and micro-steps."""
     micro_batch_rows: int
     """Rows of one forward pass of one process."""
-    window: int = 256
-    """Samples packed together; more fill rows better and take longer to the first batch."""
-    over_long: OverLong = "drop"
-    """What happens to a sample longer than a row: dropped and counted, or an error."""
-    seed: int = 0
-    """Seed of the order of samples and rows."""
     num_workers: int = 2
-    """Background processes that render and encode; 0 does it in the training process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drop:
-    """One sample that was not trained on."""
-
-    id: str
-    reason: str
-
-
-SampleKey = tuple[int, int]
-"""(epoch, mixture index)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """All rows of one window."""
-
-    rows: Packed | None
-    """None when every sample was dropped."""
-    keys: tuple[tuple[SampleKey, ...], ...]
-    """The samples of each row."""
-    dropped: tuple[Drop, ...]
+    """Background processes that read and encode; one more plans. 0 does all of it in the training process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,108 +65,78 @@ class StepBatch:
     micro_batches: tuple[Packed, ...]
     next: LoaderState
     """Where the step after this one starts."""
+    opened: tuple[SampleKey, ...]
+    """All samples of windows first opened for this step, of all processes."""
+    planned: tuple[Planned, ...]
+    """The samples in the rows of this step, of all processes."""
     dropped: tuple[Drop, ...]
-    """Samples dropped from windows first opened for this step."""
+    """Samples of the opened windows that are in no row, of all processes."""
+    spoiled: tuple[Drop, ...] = ()
+    """Samples in the rows of this process that turned out unreadable; their places are padding."""
 
 
-def assign(global_batch_rows: int, world_size: int, rank: int, micro_batch_rows: int) -> list[list[int]]:
-    """Row numbers within a global batch for each micro-step of `rank`: dealt out in turn.
+def assign(costs: Sequence[int], world_size: int, rank: int, micro_batch_rows: int) -> list[list[int]]:
+    """Row numbers of a global batch for each micro-step of `rank`, so that all processes have equal work.
 
-    Raises UserError when the numbers do not divide.
+    Rows in order of their vision work are dealt out round by round, the heaviest of a round to the process with the
+    least so far. Raises UserError when the numbers do not divide.
     """
     per_step = world_size * micro_batch_rows
-    if global_batch_rows % per_step:
+    if len(costs) % per_step:
         raise explain(
-            what=f"global_batch_rows={global_batch_rows} is not a multiple of {world_size} processes x "
+            what=f"global_batch_rows={len(costs)} is not a multiple of {world_size} processes x "
             f"micro_batch_rows={micro_batch_rows}",
             where="training configuration",
             fix=f"set global_batch_rows to a multiple of {per_step}, or change micro_batch_rows",
         )
-    own = list(range(rank, global_batch_rows, world_size))
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    loads = [0] * world_size
+    own: list[int] = []
+    for start in range(0, len(order), world_size):
+        least_first = sorted(range(world_size), key=lambda r: loads[r])
+        for process, row in zip(least_first, order[start : start + world_size]):
+            loads[process] += costs[row]
+            if process == rank:
+                own.append(row)
     return [own[i : i + micro_batch_rows] for i in range(0, len(own), micro_batch_rows)]
 
 
-class WindowDataset(Dataset[Window]):
-    """Item (epoch, window) is that window, encoded and packed; a pure function of its index."""
+class EncodedRows(Dataset[tuple[Packed, tuple[Drop, ...]]]):
+    """Item (rows) is their batch, and the samples that could not be encoded."""
 
-    def __init__(
-        self, mixture: Mixture, encoder: RowEncoder, config: LoaderConfig, *, with_pixels: bool = True
-    ) -> None:
-        self.mixture, self.encoder, self.config, self.with_pixels = mixture, encoder, config, with_pixels
+    def __init__(self, phases: Sequence[Phase], encoder: RowEncoder, row_tokens: int) -> None:
+        self.phases, self.encoder, self.row_tokens = tuple(phases), encoder, row_tokens
 
-    @property
-    def windows_per_epoch(self) -> int:
-        """Number of windows, the last one may be smaller."""
-        return -(-len(self.mixture) // self.config.window)
+    def __getitem__(self, rows: Sequence[PlannedRow]) -> tuple[Packed, tuple[Drop, ...]]:
+        """Read, encode and pack."""
+        spoiled: list[Drop] = []
+        encoded: list[list[Encoded]] = []
+        for row in rows:
+            found = [self._encode(sample) for sample in row]
+            spoiled += [sample for sample in found if isinstance(sample, Drop)]
+            encoded.append([sample for sample in found if isinstance(sample, Encoded)])
+        return pack(encoded, self.row_tokens, self.encoder.pad_id), tuple(spoiled)
 
-    def sample_indices(self, epoch: int, window: int) -> list[int]:
-        """Mixture indices of the window's samples."""
-        size = len(self.mixture)
-        key = seed_for(self.config.seed, "sample-order", str(epoch))
-        start = window * self.config.window
-        return [permute(i, size, key) for i in range(start, min(start + self.config.window, size))]
-
-    def __getitem__(self, index: tuple[int, int]) -> Window:
-        """Encode and pack one window."""
-        epoch, window = index
-        samples: list[Encoded] = []
-        keys: list[SampleKey] = []
-        dropped: list[Drop] = []
-        for i in self.sample_indices(epoch, window):
-            sample = self._encode(epoch, i)
-            if isinstance(sample, Drop):
-                dropped.append(sample)
-            else:
-                samples.append(sample)
-                keys.append((epoch, i))
-        rng = random.Random(seed_for(self.config.seed, "row-order", f"{epoch}/{window}"))
-        lengths = [len(sample.layout) for sample in samples]
-        rows = plan_rows(lengths, self.config.row_tokens, rng, packs=self.encoder.packs)
-        packed = [[samples[i] for i in row] for row in rows]
-        return Window(
-            rows=pack(packed, self.config.row_tokens, self.encoder.pad_id) if rows else None,
-            keys=tuple(tuple(keys[i] for i in row) for row in rows),
-            dropped=tuple(dropped),
-        )
-
-    def _encode(self, epoch: int, index: int) -> Encoded | Drop:
+    def _encode(self, planned: Planned) -> Encoded | Drop:
+        phase, epoch, index = planned.key
         try:
-            conversation, turns = self.mixture.get(epoch, index)
-        except BadImage as error:
-            return Drop(id=f"epoch {epoch} index {index}", reason=f"bad image: {error}")
-        if not conversation.messages:
-            return Drop(id=conversation.id, reason="no messages")
-        sample = self.encoder.encode(conversation, turns, with_pixels=self.with_pixels)
-        if len(sample.layout) > self.config.row_tokens:
-            if self.config.over_long == "error":
-                raise explain(
-                    what=f"sample {conversation.id} has {len(sample.layout)} tokens, "
-                    f"a row {self.config.row_tokens}",
-                    where="data loader (over_long: error)",
-                    fix="raise row_tokens, or set over_long: drop",
-                )
-            return Drop(id=conversation.id, reason=f"over-long: {len(sample.layout)} tokens")
+            conversation, turns = self.phases[phase].mixture.get(epoch, index)
+            sample = self.encoder.encode(keep_exchanges(conversation, planned.exchanges), turns)
+        except BAD_SAMPLE as error:
+            return _spoiled(planned, one_line(error))
+        if len(sample.layout) != planned.tokens:
+            return _spoiled(planned, f"{len(sample.layout)} tokens where {planned.tokens} were planned")
         return sample
 
 
-class PixelDataset(Dataset[Tensor | None]):
-    """Item (keys of the samples of one micro-batch) is their `pixel_values`."""
-
-    def __init__(self, mixture: Mixture, encoder: RowEncoder) -> None:
-        self.mixture, self.encoder = mixture, encoder
-
-    def __getitem__(self, keys: Sequence[SampleKey]) -> Tensor | None:
-        """Encode the images once more, this time with patches."""
-        samples = [self.encoder.encode(*self.mixture.get(epoch, index)) for epoch, index in keys]
-        pixels = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
-        return torch.cat(pixels) if pixels else None
+def _spoiled(planned: Planned, reason: str) -> Drop:
+    return Drop(planned.key, planned.source, planned.id, "quarantined", reason)
 
 
-def count_rows(mixture: Mixture, encoder: RowEncoder, config: LoaderConfig) -> int:
+def count_rows(planner: Planner, num_workers: int) -> int:
     """Rows of the first epoch; later epochs differ by the few rows that another packing gives."""
-    dataset = WindowDataset(mixture, encoder, config, with_pixels=False)
-    windows = _in_workers(dataset, ((0, number) for number in range(dataset.windows_per_epoch)), config)
-    return sum(len(window.keys) for window in windows)
+    numbers = itertools.islice(planner.numbers(0, 0, 0), planner.windows_per_epoch(0))
+    return sum(len(window.rows) for window in in_workers(PlannedWindows(planner), numbers, num_workers))
 
 
 class RowLoader:
@@ -202,111 +144,131 @@ class RowLoader:
 
     def __init__(
         self,
-        mixture: Mixture,
-        encoder: RowEncoder,
+        planner: Planner,
         config: LoaderConfig,
         *,
         state: LoaderState,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.mixture, self.encoder, self.config, self.state = mixture, encoder, config, state
-        self.micro_steps = assign(config.global_batch_rows, world_size, rank, config.micro_batch_rows)
-        self.all_rows_are_mine = world_size == 1
+        self.planner, self.config, self.state = planner, config, state
+        self.rank, self.world_size = rank, world_size
+        self._own_rows([0] * config.global_batch_rows)  # numbers that do not divide fail here
 
     def __iter__(self) -> Iterator[StepBatch]:
-        """Batches with their patches."""
-        dataset = WindowDataset(self.mixture, self.encoder, self.config, with_pixels=self.all_rows_are_mine)
-        if self.all_rows_are_mine:
-            for step, _ in self._steps(dataset):
-                yield step
-            return
+        """Batches with the patches of this process's rows."""
+        self.check_state()
         waiting: deque[StepBatch] = deque()
 
-        def keys() -> Iterator[tuple[SampleKey, ...]]:
-            for step, keys in self._steps(dataset):
+        def rows() -> Iterator[list[PlannedRow]]:
+            for batch, step in self.plans(self.state):
                 waiting.append(step)
-                yield from keys
+                own = self._own_rows([sum(sample.vision for sample in row) for row in batch])
+                yield from ([batch[i] for i in numbers] for numbers in own)
 
-        pixels = _in_workers(PixelDataset(self.mixture, self.encoder), keys(), self.config)
-        for first in pixels:
-            step = waiting.popleft()
-            rest = itertools.islice(pixels, len(step.micro_batches) - 1)
-            filled = [
-                replace(batch, pixel_values=values)
-                for batch, values in zip(step.micro_batches, [first, *rest], strict=True)
-            ]
-            yield replace(step, micro_batches=tuple(filled))
+        num_micro_steps = self.config.global_batch_rows // (self.world_size * self.config.micro_batch_rows)
+        planner = self.planner
+        dataset = EncodedRows(planner.phases, planner.encoder, planner.config.row_tokens)
+        encoded = in_workers(dataset, rows(), self.config.num_workers)
+        for first in encoded:
+            micro = [first, *itertools.islice(encoded, num_micro_steps - 1)]
+            yield replace(
+                waiting.popleft(),
+                micro_batches=tuple(packed for packed, _ in micro),
+                spoiled=tuple(drop for _, spoiled in micro for drop in spoiled),
+            )
 
-    def _steps(self, dataset: WindowDataset) -> Iterator[tuple[StepBatch, list[tuple[SampleKey, ...]]]]:
-        """Batches as windows give them, with the samples of each micro-batch."""
-        skip, num_empty = self.state.row, 0
-        batch: list[tuple[Packed, tuple[SampleKey, ...]]] = []
+    def check_state(self) -> None:
+        """Plan the last step again; raises UserError when it would not be made of the same samples."""
+        state = self.state
+        if not state.step:
+            return
+        epoch, window, row, chain = state.before
+        last = LoaderState(step=state.step - 1, epoch=epoch, window=window, row=row, chain=chain)
+        again = next(self.plans(last, ahead=False))[1].next
+        if again != state:
+            raise explain(
+                what=f"step {state.step} would now be made of other samples than it was",
+                where="resume (hash chain over sample ids)",
+                fix="give back the data, tokenizer and quarantine list that the run began with, or start a new run",
+            )
+
+    def plans(
+        self, state: LoaderState, *, ahead: bool = True
+    ) -> Iterator[tuple[list[PlannedRow], StepBatch]]:
+        """All rows of each step from `state` on, and the step without its micro-batches."""
+        while True:
+            for rows, step in self._plans_of_phase(state, ahead):
+                yield rows, step
+                state = step.next
+
+    def _plans_of_phase(
+        self, state: LoaderState, ahead: bool
+    ) -> Iterator[tuple[list[PlannedRow], StepBatch]]:
+        """Ends with the phase."""
+        planner, phases = self.planner, self.planner.phases
+        phase = phase_at(phases, state.step)
+        last_step = phases[phase + 1].from_step - 1 if phase + 1 < len(phases) else None
+        batch: list[PlannedRow] = []
+        opened: list[SampleKey] = []
         dropped: list[Drop] = []
-        place = (self.state.epoch, self.state.window)
-        windows = _in_workers(dataset, _window_numbers(place, dataset.windows_per_epoch), self.config)
-        for (epoch, number), window in zip(_window_numbers(place, dataset.windows_per_epoch), windows):
-            num_empty = 0 if window.rows is not None else num_empty + 1
-            if num_empty > dataset.windows_per_epoch:
+        skip, num_empty = state.row, 0
+        numbers = planner.numbers(phase, state.epoch, state.window)
+        ordered, to_plan = itertools.tee(numbers)
+        windows = in_workers(
+            PlannedWindows(planner), to_plan, min(1, self.config.num_workers) if ahead else 0
+        )
+        for (_, epoch, number), window in zip(ordered, windows):
+            num_empty = 0 if window.rows else num_empty + 1
+            if num_empty > planner.windows_per_epoch(phase):
                 raise explain(
                     what=f"no sample of a whole epoch could be used; the last one: {window.dropped[-1]}",
                     where="data loader",
                     fix="look at the reason; an over-long sample needs a larger row_tokens",
                 )
-            # Of a window opened halfway through, the drops were reported before the interruption.
-            dropped += [] if skip else window.dropped
-            rows = [] if window.rows is None else split(window.rows)
-            for r, (row, row_keys) in enumerate(zip(rows, window.keys)):
-                if r < skip:
+            if not skip:  # else the step that opened the window reported it
+                opened += [SampleKey(phase, epoch, index) for index in window.opened]
+                dropped += window.dropped
+            for r in range(skip, len(window.rows)):
+                batch.append(window.rows[r])
+                if len(batch) < self.config.global_batch_rows:
                     continue
-                batch.append((row, row_keys))
-                if len(batch) == self.config.global_batch_rows:
-                    own = [[batch[i] for i in numbers] for numbers in self.micro_steps]
-                    step = StepBatch(
-                        micro_batches=tuple(join([row for row, _ in part]) for part in own),
-                        next=LoaderState(epoch=epoch, window=number, row=r + 1),
+                ends = state.step == last_step
+                if ends:
+                    dropped += [_unused(sample) for row in window.rows[r + 1 :] for sample in row]
+                state = _next(state, batch, (0, 0, 0) if ends else (epoch, number, r + 1))
+                yield (
+                    batch,
+                    StepBatch(
+                        micro_batches=(),
+                        next=state,
+                        opened=tuple(opened),
+                        planned=tuple(sample for row in batch for sample in row),
                         dropped=tuple(dropped),
-                    )
-                    yield step, [tuple(key for _, keys in part for key in keys) for part in own]
-                    batch, dropped = [], []
+                    ),
+                )
+                if ends:
+                    return
+                batch, opened, dropped = [], [], []
             skip = 0
 
-
-def _window_numbers(start: tuple[int, int], windows_per_epoch: int) -> Iterator[tuple[int, int]]:
-    """(epoch, window) without end."""
-    epoch, window = start
-    while True:
-        yield epoch, window
-        window += 1
-        if window == windows_per_epoch:
-            epoch, window = epoch + 1, 0
+    def _own_rows(self, costs: Sequence[int]) -> list[list[int]]:
+        return assign(costs, self.world_size, self.rank, self.config.micro_batch_rows)
 
 
-class _Order(Sampler[Any]):
-    """Hands given indices to a DataLoader, as they come."""
-
-    def __init__(self, indices: Iterator[Any]) -> None:
-        self._indices = indices
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._indices
+def _unused(sample: Planned) -> Drop:
+    return Drop(sample.key, sample.source, sample.id, "dropped", "the phase of the mixture ended")
 
 
-def _in_workers(dataset: Dataset[T], indices: Iterator[Any], config: LoaderConfig) -> Iterator[T]:
-    """Items of `dataset` in the order of `indices`, made ahead in background processes."""
-    return iter(
-        DataLoader(
-            dataset,
-            sampler=_Order(indices),
-            batch_size=None,
-            num_workers=config.num_workers,
-            multiprocessing_context="spawn" if config.num_workers else None,
-            prefetch_factor=2 if config.num_workers else None,
-            worker_init_fn=_outlive_sigterm,
-        )
+def _next(state: LoaderState, batch: Sequence[PlannedRow], place: tuple[int, int, int]) -> LoaderState:
+    """The state after a step of these rows."""
+    epoch, window, row = place
+    ids = sorted(f"{sample.source}/{sample.id}" for row in batch for sample in row)
+    return LoaderState(
+        step=state.step + 1,
+        epoch=epoch,
+        window=window,
+        row=row,
+        chain=digest(state.chain, *ids),
+        before=(state.epoch, state.window, state.row, state.chain),
     )
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """A SIGTERM to the whole process group is for the trainer, which then saves and ends its workers itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,49 +1,74 @@
 """Several sources as one, by index.
 
-sources with weights --count--> one index range per epoch --locate--> (source, index in it) --> conversation
+sources with weight, cap, temperature --count--> one index range per epoch --locate--> (source, index in it)
+phases --by step--> the mixture that holds
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infinity_mm.data.conversation import Conversation, ConversationSource, Turns
+from infinity_mm.data.index import StoredIndex
+from infinity_mm.data.permutation import permute
 from infinity_mm.errors import explain
-from infinity_mm.record import digest
+from infinity_mm.record import digest, seed_for
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedSource:
-    """One source and how often it is seen."""
+    """One source, or one domain of it, and how often it is seen."""
 
     source: ConversationSource
+    name: str = ""
+    """What ledger, quarantine and metrics call it."""
     weight: float = 1.0
-    """Times each of its samples is seen in one epoch; 0.5 shows one half in one epoch, the other in the next."""
+    """Times each of its samples is seen in one epoch; 0.5 shows one half in one epoch, the other in the next.
+    0: none, until a later phase gives it another weight."""
+    cap: int | None = None
+    """Most samples of it in one epoch; the next epoch goes on with others."""
+    index: StoredIndex | None = None
+    """Its measurements, where they were made before."""
+    only: NDArray[np.int64] | None = None
+    """The samples that belong to it; None: all."""
 
     @property
-    def samples_per_epoch(self) -> int:
-        """How many samples of this source one epoch holds."""
-        return round(self.weight * len(self.source))
+    def size(self) -> int:
+        """How many different samples it has."""
+        return len(self.source) if self.only is None else len(self.only)
 
 
 class Mixture:
     """All sources behind one index range of `len(mixture)` samples per epoch."""
 
-    def __init__(self, parts: Sequence[WeightedSource]) -> None:
-        empty = [i for i, part in enumerate(parts) if part.samples_per_epoch < 1]
-        if not parts or empty:
+    def __init__(self, parts: Sequence[WeightedSource], *, temperature: float = 1.0) -> None:
+        """`temperature`: shares become proportional to size ** (1 / temperature); 1 keeps them, more evens them out."""
+        if temperature <= 0:
+            raise explain(
+                what=f"mix_temperature={temperature}",
+                where="training configuration",
+                fix="give a number above 0; 1 keeps the shares of the sources",
+            )
+        self.parts = tuple(parts)
+        self.temperature = temperature
+        self.samples_per_epoch = _counts(parts, temperature)
+        empty = [i for i, count in enumerate(self.samples_per_epoch) if count < 1 and parts[i].weight > 0]
+        if not sum(self.samples_per_epoch) or empty:
             raise explain(
                 what=f"data source {empty[0]} gives no sample in an epoch"
                 if empty
-                else "there is no data source",
+                else "there is no data source with a weight above 0",
                 where="YAML section `data`",
                 fix="give each source at least one sample and a weight that shows at least one per epoch",
             )
-        self.parts = tuple(parts)
-        self._ends = list(itertools.accumulate(part.samples_per_epoch for part in parts))
+        self._ends = list(itertools.accumulate(self.samples_per_epoch))
 
     def __len__(self) -> int:
         """Samples in one epoch."""
@@ -51,20 +76,97 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any source or weight."""
+        """Changes with any source, weight, cap, or the temperature."""
         return digest(
-            *(f"{part.source.fingerprint}/{part.source.turns}/{part.weight}" for part in self.parts)
+            str(self.temperature),
+            *(
+                f"{p.name}/{p.source.fingerprint}/{p.source.turns}/{p.weight}/{p.cap}/{p.size}"
+                for p in self.parts
+            ),
         )
 
-    def locate(self, epoch: int, index: int) -> tuple[int, int]:
-        """(source number, index in that source); later epochs go on where the source stopped."""
-        number = bisect.bisect_right(self._ends, index)
-        part = self.parts[number]
-        offset = index - (self._ends[number] - part.samples_per_epoch)
-        return number, (epoch * part.samples_per_epoch + offset) % len(part.source)
+    def locate(self, epoch: int, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(part, index in its source) of mixture indices; later epochs go on where a part of a source ended.
+
+        Which samples are seen together in an epoch is random: a source may be sorted.
+        """
+        numbers = np.searchsorted(self._ends, indices, side="right")
+        inner = np.empty_like(indices)
+        for number in np.unique(numbers).tolist():
+            part, count = self.parts[number], self.samples_per_epoch[number]
+            here = numbers == number
+            offsets = indices[here] - (self._ends[number] - count)
+            places = (epoch * count + offsets) % part.size
+            own = permute(places, part.size, seed_for(0, "part-of-a-source", part.name))
+            inner[here] = own if part.only is None else part.only[own]
+        return numbers, inner
 
     def get(self, epoch: int, index: int) -> tuple[Conversation, Turns]:
         """The conversation and how its exchanges see each other."""
-        number, inner = self.locate(epoch, index)
-        source = self.parts[number].source
-        return source[inner], source.turns
+        number, inner = self.locate(epoch, np.array([index]))
+        source = self.parts[int(number[0])].source
+        return source[int(inner[0])], source.turns
+
+
+def _counts(parts: Sequence[WeightedSource], temperature: float) -> list[int]:
+    """Samples of each part in one epoch. The temperature keeps the length of the epoch, caps shorten it."""
+    wished = [part.weight * part.size for part in parts]
+    if temperature != 1:
+        heated = [math.exp(math.log(n) / temperature) if n > 0 else 0.0 for n in wished]
+        scale = sum(wished) / sum(heated) if sum(heated) else 0.0
+        wished = [n * scale for n in heated]
+    return [min(round(n), part.cap) if part.cap is not None else round(n) for n, part in zip(wished, parts)]
+
+
+def by_domain(part: WeightedSource, weights: dict[str, float]) -> list[WeightedSource]:
+    """One part per domain of a source, its weight multiplied by that of the domain (1 for those not named)."""
+    if part.index is None:
+        raise explain(
+            what=f"data source `{part.name}` has weights by domain, but nobody knows its samples' domains yet",
+            where="YAML section `data`, `domains`",
+            fix="set index_dir: domains are read into the index",
+        )
+    names, numbers = np.unique(np.array(part.index.domains()), return_inverse=True)
+    if unknown := sorted(set(weights) - set(names.tolist())):
+        raise explain(
+            what=f"data source `{part.name}` has no domain {', '.join(unknown)}",
+            where="YAML section `data`, `domains`",
+            fix=f"its domains are {', '.join(names.tolist()[:20])}",
+        )
+    return [
+        WeightedSource(
+            source=part.source,
+            name=f"{part.name}/{name}",
+            weight=part.weight * weights.get(name, 1.0),
+            cap=part.cap,
+            index=part.index,
+            only=np.flatnonzero(numbers == number),
+        )
+        for number, name in enumerate(names.tolist())
+        if weights.get(name, 1.0) > 0
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A mixture and the optimiser step from which it is used."""
+
+    from_step: int
+    mixture: Mixture
+
+
+def check_phases(phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """The phases, if the first begins at step 0 and each later than the one before; raises UserError."""
+    starts = [phase.from_step for phase in phases]
+    if starts[:1] != [0] or any(a >= b for a, b in itertools.pairwise(starts)):
+        raise explain(
+            what=f"the phases of the mixture start at steps {starts}",
+            where="mix_by_phase",
+            fix="start each later than the one before, within the run; the mixture of `data` holds before the first",
+        )
+    return tuple(phases)
+
+
+def phase_at(phases: Sequence[Phase], step: int) -> int:
+    """Number of the phase that optimiser step `step` (from 0) belongs to."""
+    return bisect.bisect_right([phase.from_step for phase in phases], step) - 1

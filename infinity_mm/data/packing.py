@@ -9,7 +9,6 @@ Legend: R rows, T positions of a row. `sample_ids` is 0 on padding and 1, 2, ...
 from __future__ import annotations
 
 import bisect
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,11 @@ from torch import Tensor
 
 from infinity_mm.data.encode import IGNORE, Encoded
 from infinity_mm.errors import explain
+
+EXCESS = (0.02, 0.05, 0.1)
+"""Vision work of a row above the mean that `balanced_fit` tries to keep to, in this order."""
+ROWS_FOR_BALANCE = 0.005
+"""Share of additional rows that balance may cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,75 +93,64 @@ def join(batches: Sequence[Packed]) -> Packed:
     )
 
 
-def split(batch: Packed) -> tuple[Packed, ...]:
-    """The inverse of `join`: one batch per row, sharing memory with `batch`."""
-    rows: list[Packed] = []
-    view = patch = 0
-    for r, num_views in enumerate(batch.views_per_row):
-        pixel_values = view_shapes = None
-        if num_views:
-            assert batch.view_shapes is not None
-            shapes = batch.view_shapes[view : view + num_views]
-            view_shapes = shapes - torch.stack([shapes[0, 0], *shapes.new_zeros(2)])
-            num_patches = int((shapes[:, 1] * shapes[:, 2]).sum())
-            if batch.pixel_values is not None:
-                pixel_values = batch.pixel_values[patch : patch + num_patches]
-            view, patch = view + num_views, patch + num_patches
-        rows.append(
-            Packed(
-                input_ids=batch.input_ids[r : r + 1],
-                labels=batch.labels[r : r + 1],
-                position_ids=batch.position_ids[r : r + 1],
-                sample_ids=batch.sample_ids[r : r + 1],
-                branch_ids=batch.branch_ids[r : r + 1],
-                pixel_values=pixel_values,
-                view_shapes=view_shapes,
-                views_per_row=(num_views,),
-                ids=(batch.ids[r],),
-            )
-        )
-    return tuple(rows)
+def best_fit(
+    lengths: Sequence[int], row_tokens: int, costs: Sequence[int] | None = None, row_cost: int | None = None
+) -> list[list[int]]:
+    """Indices of `lengths` by row, best fit decreasing; equal samples keep their order.
 
-
-def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Indices of `lengths` by row, best fit decreasing; equal lengths keep their order.
-
-    Raises UserError for a length above `row_tokens`.
+    `costs` is the vision tower's work for each sample, of which a row takes at most `row_cost`; then the samples with
+    the most work come first, and those without any fill what is left. Raises UserError for a sample that no row takes.
     """
+    work = costs if costs is not None and row_cost is not None else [0] * len(lengths)
+    most = row_cost or 0
     rows: list[list[int]] = []
+    row_work: list[int] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        if length > row_tokens:
+    for index in sorted(range(len(lengths)), key=lambda i: (-work[i], -lengths[i])):
+        length, cost = lengths[index], work[index]
+        if length > row_tokens or cost > most:
             raise explain(
-                what=f"a sample of {length} tokens does not fit a row of {row_tokens}",
+                what=f"a sample of {length} tokens does not fit a row of {row_tokens}"
+                + (f", or its vision work of {cost} one of {row_cost}" if cost else ""),
                 where="packing",
                 fix=f"raise row_tokens to {length}, or set over_long: drop",
             )
         at = bisect.bisect_left(room, (length, -1))
+        while cost and at < len(room) and row_work[room[at][1]] + cost > most:
+            at += 1
         if at == len(room):
             rows.append([index])
+            row_work.append(cost)
             free, row = row_tokens, len(rows) - 1
         else:
             free, row = room.pop(at)
             rows[row].append(index)
-        bisect.insort(room, (free - length, row))
+            row_work[row] += cost
+        if free > length:
+            bisect.insort(room, (free - length, row))
     return rows
 
 
-def plan_rows(
-    lengths: Sequence[int], row_tokens: int, rng: random.Random, *, packs: bool = True
+def balanced_fit(
+    lengths: Sequence[int], row_tokens: int, costs: Sequence[int], row_cost: int | None
 ) -> list[list[int]]:
-    """Best-fit rows in random order, so that long samples do not all come first; or one sample a row."""
-    rows = best_fit(lengths, row_tokens) if packs else [[index] for index in range(len(lengths))]
-    rng.shuffle(rows)
-    return rows
+    """Rows as full as those of `best_fit` and, as far as that allows, of equal vision work.
 
-
-def fill_rate(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_tokens: int) -> float:
-    """Share of the positions of all rows that hold a token."""
-    used = sum(lengths[index] for row in rows for index in row)
-    return used / max(1, len(rows) * row_tokens)
+    No row takes more than a little above the mean work of a row; the little is the least of EXCESS that costs next to
+    no rows. Where rows are equal, so are processes, whatever their number.
+    """
+    plain = best_fit(lengths, row_tokens, costs, row_cost)
+    if not any(costs):
+        return plain
+    mean = sum(costs) / -(-sum(lengths) // row_tokens)
+    for excess in EXCESS:
+        most = max(max(costs), int(mean * (1 + excess)))
+        if row_cost is not None and most >= row_cost:
+            break
+        rows = best_fit(lengths, row_tokens, costs, most)
+        if len(rows) <= len(plain) * (1 + ROWS_FOR_BALANCE):
+            return rows
+    return plain
 
 
 def pack(rows: Sequence[Sequence[Encoded]], row_tokens: int, pad_id: int) -> Packed:

@@ -7,7 +7,7 @@ A family is one object in `families.FAMILIES`, found by `model_type` in the fold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -82,6 +82,11 @@ class Family(Protocol):
 
     def encoder(self, processor: ProcessorMixin) -> RowEncoder:
         """Conversations to rows; can be sent to worker processes."""
+        ...
+
+    def vision_cost(self, config: Any) -> Callable[[int, int], int]:
+        """From the rows and columns of a view to the operations its vision tower does on it; can be sent to
+        worker processes."""
         ...
 
     def trainable(self, model: PreTrainedModel) -> nn.Module:

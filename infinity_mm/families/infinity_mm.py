@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.encode import NOTATION, Encoder, RowEncoder
 from infinity_mm.families.base import Limits, Parts
+from infinity_mm.model.flops import model_sizes, vision_flops
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 
@@ -44,6 +47,10 @@ class InfinityMM:
     def encoder(self, processor: ProcessorMixin) -> RowEncoder:
         """Our own encoder."""
         return Encoder(cast(InfinityMMProcessor, processor))
+
+    def vision_cost(self, config: Any) -> Callable[[int, int], int]:
+        """The formula of `model/flops.py`."""
+        return partial(vision_flops, model_sizes(config))
 
     def trainable(self, model: PreTrainedModel) -> nn.Module:
         """The model itself: it has the loss."""

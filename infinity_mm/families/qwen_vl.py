@@ -5,7 +5,8 @@ A row of `pixel_values` is a patch, an image one view. Images attend to themselv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -17,7 +18,7 @@ from infinity_mm.data.regions import Notation
 from infinity_mm.errors import explain
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.mrope import mrope
-from infinity_mm.families.stock import ImagePlan, StockFamily
+from infinity_mm.families.stock import ImagePlan, StockFamily, vit_flops
 
 
 @final
@@ -76,6 +77,18 @@ class QwenVL(StockFamily):
         """Time, height and width."""
         is_image_RT = input_ids == config.image_token_id
         return mrope(position_ids, is_image_RT, view_shapes, config.vision_config.spatial_merge_size)
+
+    def vision_cost(self, config: Any) -> Callable[[int, int], int]:
+        """The MLPs of Qwen2.5-VL are gated: three matrices."""
+        vision = config.vision_config
+        matrices = 3 if self.model_type == "qwen2_5_vl" else 2
+        return partial(
+            vit_flops,
+            patches=1,
+            hidden=vision.hidden_size,
+            layers=vision.depth,
+            mlp=matrices * vision.intermediate_size,
+        )
 
     def blank(self, config: Any) -> tuple[Tensor, Tensor]:
         """The patches of one token."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,13 +23,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from infinity_mm.data.conversation import IMAGE_PLACEHOLDER, Conversation, Message, Turns, place_images
-from infinity_mm.data.encode import IGNORE, Encoded, Layout, RowEncoder
+from infinity_mm.data.conversation import (
+    IMAGE_PLACEHOLDER,
+    Conversation,
+    Message,
+    Outline,
+    Turns,
+    place_images,
+)
+from infinity_mm.data.encode import IGNORE, Encoded, ImageCost, Layout, RowEncoder, TextCost
 from infinity_mm.data.regions import Frame, Notation, write_regions
 from infinity_mm.errors import explain, need
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.template import ChatTemplate
 from infinity_mm.model.modeling import InfinityMMOutput
+from infinity_mm.record import digest
 from infinity_mm.vision.images import upright_rgb
 
 
@@ -71,6 +80,20 @@ class StockFamily(ABC):
     @abstractmethod
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """See `Family.limit`."""
+
+    def vision_cost(self, config: Any) -> Callable[[int, int], int]:
+        """A tile is a view of 1 x 1, and all tiles are alike."""
+        vision = config.vision_config
+        side = math.isqrt(math.prod(_pair(vision.image_size))) // math.isqrt(
+            math.prod(_pair(vision.patch_size))
+        )
+        return partial(
+            vit_flops,
+            patches=side**2,
+            hidden=vision.hidden_size,
+            layers=vision.num_hidden_layers,
+            mlp=2 * vision.intermediate_size,
+        )
 
     def positions(
         self, config: Any, input_ids: Tensor, position_ids: Tensor, view_shapes: Tensor | None
@@ -120,19 +143,14 @@ class StockEncoder:
         )
 
     def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[ImagePlan]) -> Layout:
-        """The text side. Independent exchanges share all up to the last token of the last image."""
-        frames = [plan.frame for plan in plans]
-        messages = [
-            Message(m.role, write_regions(m.text, self.family.notation, frames))
-            for m in place_images(conversation)
-        ]
+        """The text side. Independent exchanges share all up to the end of the last image."""
+        messages = self._messages(conversation, plans)
         images = [plan.text for plan in plans]
         if turns == "causal":
             branches, shared = [self.template.encode(messages, images)], 0
         else:
-            branches = self._exchanges(conversation, messages, images)
-            first = branches[0][0]
-            shared = len(first) - first[::-1].index(self.image_id) if images else 0
+            branches = self._exchanges(conversation.id, messages, images)
+            shared = self._shared(branches, images)
         input_ids, labels = branches[0][0][:shared], branches[0][1][:shared]
         position_ids, branch_ids = list(range(shared)), [0] * shared
         for number, (ids, own_labels) in enumerate(branches, 1 if turns == "independent" else 0):
@@ -156,8 +174,61 @@ class StockEncoder:
             num_images=len(plans),
         )
 
+    def measure(self, outline: Outline, turns: Turns) -> TextCost:
+        """What the sample costs beside its images, exchange by exchange."""
+        messages = self._messages(outline, self.family.plan(self.processor, outline.image_sizes))
+        token: str = self.processor.image_token  # stands for itself here, and is not counted
+        if turns == "independent":
+            branches = self._exchanges(outline.id, messages, [token] * outline.num_images)
+            shared = self._shared(branches, [token] * outline.num_images)
+            own = [len(ids) - shared for ids, _ in branches]
+            return TextCost(
+                tokens=(shared - outline.num_images, *own), images=(outline.num_images, *[0] * len(own))
+            )
+        first = len(messages) % 2  # a system message stands with the first exchange
+        images = [m.text.count(IMAGE_PLACEHOLDER) for m in messages[first::2]]
+        tokens: list[int] = []
+        for number in range(1, len(images) + 1):
+            num_images = sum(images[:number])
+            ids, _ = self.template.encode(messages[: first + 2 * number], [token] * num_images)
+            tokens.append(len(ids) - num_images - sum(tokens))
+        return TextCost(tokens=(0, *tokens), images=(0, *images))
+
+    def image_cost(self, width: int, height: int, num_images: int = 1) -> ImageCost:
+        """What an image of this size costs as one of several; raises UserError for one that is not accepted."""
+        plan = self.family.plan(self.processor, [(width, height)] * num_images)[0]
+        return ImageCost(tokens=len(self.template.image_ids(plan.text)), view_shapes=plan.views)
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes whenever `measure` could give other numbers: with tokenizer, template and the way boxes are written,
+        which for pixels follows the image processor."""
+        pixels = self.family.notation.grid is None
+        return digest(
+            "stock 1",
+            self.family.model_type,
+            self.processor.tokenizer.backend_tokenizer.to_str(),
+            self.template.source,
+            self.processor.image_processor.to_json_string() if pixels else "",
+        )
+
+    def _messages(self, conversation: Conversation | Outline, plans: Sequence[ImagePlan]) -> list[Message]:
+        """Images placed, boxes written."""
+        frames = [plan.frame for plan in plans]
+        return [
+            Message(m.role, write_regions(m.text, self.family.notation, frames))
+            for m in place_images(conversation)
+        ]
+
+    def _shared(self, branches: Sequence[tuple[list[int], list[int]]], images: Sequence[str]) -> int:
+        """Positions up to the end of the last image, which are the same in all branches."""
+        if not images:
+            return 0
+        before_end = self.template.image_ids(images[-1])[::-1].index(self.image_id)
+        return len(branches[0][0]) - branches[0][0][::-1].index(self.image_id) + before_end
+
     def _exchanges(
-        self, conversation: Conversation, messages: Sequence[Message], images: Sequence[str]
+        self, id_: str, messages: Sequence[Message], images: Sequence[str]
     ) -> list[tuple[list[int], list[int]]]:
         """Every exchange as a sample of its own, with the system prompt and all images."""
         system = list(messages[:1]) if messages[0].role == "system" else []
@@ -166,7 +237,7 @@ class StockEncoder:
         if not body[0].text.startswith(front) or any(IMAGE_PLACEHOLDER in m.text for m in body[2::2]):
             raise explain(
                 what="an image stands inside the text of one exchange, but independent exchanges share all images",
-                where=f"conversation {conversation.id}",
+                where=f"conversation {id_}",
                 fix="put all images before the first user text, or read the source with turns: causal",
             )
         questions = [body[0], *(Message("user", front + m.text) for m in body[2::2])]
@@ -232,6 +303,17 @@ class WithLoss(nn.Module):
         parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
         tensors = [t for part in parts for t in ([part] if isinstance(part, Tensor) else part)]
         return torch.stack([tensor.sum() for tensor in tensors]).sum()
+
+
+def vit_flops(rows: int, columns: int, *, patches: int, hidden: int, layers: int, mlp: int) -> int:
+    """A vision transformer on a view, whose unit is `patches` patches that attend to the whole view; `mlp` is the width
+    of all matrices of an MLP together. Windowed layers count as if they attended to everything."""
+    n = rows * columns * patches
+    return layers * (2 * n * (4 * hidden * hidden + hidden * mlp) + 4 * n * n * hidden)
+
+
+def _pair(side: int | Sequence[int]) -> tuple[int, ...]:
+    return (side, side) if isinstance(side, int) else tuple(side)
 
 
 def tiles(rows_PF: Tensor) -> Tensor:

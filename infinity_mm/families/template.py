@@ -103,6 +103,17 @@ class ChatTemplate:
             )
         return self._tokenise(runs)
 
+    def image_ids(self, image: str) -> list[int]:
+        """Ids of what one image becomes."""
+        runs = _Runs()
+        self._write(runs, self.image_token, False, iter([image]))
+        return self._tokenise(runs)[0]
+
+    @property
+    def source(self) -> str:
+        """The template itself."""
+        return str(self.processor.chat_template or self.tokenizer.chat_template)
+
     def _split_header(self, literal: str) -> tuple[str, str]:
         """What stands before an answer: (up to the end of the generation prompt, what the model writes itself)."""
         at = literal.rfind(self.prompt)

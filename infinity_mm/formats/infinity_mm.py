@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, final
+from typing import Any, BinaryIO, final
 
 from infinity_mm.formats.base import (
     MAX_IMAGE_BYTES,
@@ -142,53 +142,72 @@ def _picture_name(key: str, image: object, data: bytes) -> str:
 def _groups(path: Path) -> Iterator[_Group]:
     """Samples of a tar; what is wrong with a member spoils its own sample."""
     current: _Group | None = None
-    for key, suffix, data in _members(path):
-        if current is None or key != current.key:
-            if current is not None:
-                yield current
-            current = _Group(key)
-        if isinstance(data, BadRow):
-            current.problem = current.problem or data
-        elif suffix in current.members:
-            current.problem = current.problem or BadRow("double_member", f"{key}.{suffix}")
-        else:
-            current.members[suffix] = data
+    with open(path, "rb") as file:
+        for key, suffix, found in members(file):
+            if current is None or key != current.key:
+                if current is not None:
+                    yield current
+                current = _Group(key)
+            if isinstance(found, BadRow):
+                current.problem = current.problem or found
+            elif suffix in current.members:
+                current.problem = current.problem or BadRow("double_member", f"{key}.{suffix}")
+            else:
+                current.members[suffix] = found.read(file)
     if current is not None:
         yield current
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, bytes | BadRow]]:
-    """(key, suffix, content) of every member that is no folder; a broken archive ends with a problem of its own."""
-    if path.stat().st_size == 0:
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where the content of a member lies in its tar."""
+
+    offset: int
+    size: int
+
+    def read(self, file: BinaryIO) -> bytes:
+        """The content."""
+        file.seek(self.offset)
+        return file.read(self.size)
+
+
+def members(file: BinaryIO) -> Iterator[tuple[str, str, Span | BadRow]]:
+    """(key, suffix, place) of every member that is no folder; a broken archive ends with a problem of its own.
+
+    Only the heads of members are read; the file may be read elsewhere between two of them.
+    """
+    num_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if not num_bytes:
         yield "", "", BadRow("empty_file")
         return
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        yield "", "", BadRow("not_a_tar", f"{error}"[:200])
+        return
     num_members = 0
-    with open(path, "rb") as file:
+    while True:
         try:
-            archive = tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            yield "", "", BadRow("not_a_tar", f"{error}"[:200])
+            member = archive.next()
+            if member is None:
+                break
+            if member.isdir():
+                continue
+            num_members += 1
+            key, suffix, problem = _name(member)
+            if problem is None and member.size > MAX_IMAGE_BYTES:
+                problem = BadRow("file_too_large", f"{member.size} bytes, limit {MAX_IMAGE_BYTES}")
+            if problem is None and member.offset_data + member.size > num_bytes:
+                raise tarfile.ReadError("unexpected end of data")
+            found = problem or Span(member.offset_data, member.size)
+        except Exception as error:  # tarfile raises anything on hostile headers, and what follows is lost
+            yield "", "", BadRow("broken_archive", f"{type(error).__name__}: {error}"[:200])
             return
-        while True:
-            try:
-                member = archive.next()
-                if member is None:
-                    break
-                if member.isdir():
-                    continue
-                num_members += 1
-                key, suffix, problem = _name(member)
-                if problem is None and member.size > MAX_IMAGE_BYTES:
-                    problem = BadRow("file_too_large", f"{member.size} bytes, limit {MAX_IMAGE_BYTES}")
-                stream = None if problem else archive.extractfile(member)
-                found = problem or (stream.read() if stream else b"")
-            except Exception as error:  # tarfile raises anything on hostile headers, and what follows is lost
-                yield "", "", BadRow("broken_archive", f"{type(error).__name__}: {error}"[:200])
-                return
-            yield key, suffix, found
-            archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps a record of every member
-        file.seek(archive.offset)  # type: ignore[attr-defined]
-        end = file.read(tarfile.BLOCKSIZE)
+        yield key, suffix, found
+        archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps a record of every member
+    file.seek(archive.offset)  # type: ignore[attr-defined]
+    end = file.read(tarfile.BLOCKSIZE)
     if not end or end.strip(b"\0"):
         # tarfile stops without a word at a damaged header; whoever cut the file cut its end mark too.
         yield "", "", BadRow("broken_archive", "no end mark where the archive ends: samples may be missing")
@@ -208,7 +227,7 @@ def _name(member: tarfile.TarInfo) -> tuple[str, str, BadRow | None]:
         return name, "", BadRow("member_leaves_root", name[:200])
     if member.issym() or member.islnk():
         return key, suffix, BadRow("member_is_a_link", f"{name} -> {member.linkname}"[:200])
-    if not member.isreg():
+    if not member.isreg() or member.issparse():
         return key, suffix, BadRow("not_a_regular_file", name[:200])
     if not base or not dot:
         return name, "", BadRow("member_without_suffix", name[:200])

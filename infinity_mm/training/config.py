@@ -16,10 +16,26 @@ class DataConfig:
 
     kind: str
     """Name in `infinity_mm.data.sources.SOURCES`."""
+    name: str | None = None
+    """What metrics, ledger and quarantine call it; None: its kind and number, as in `parquet-0`."""
     weight: float = 1.0
-    """Times each of its samples is seen in one epoch."""
+    """Times each of its samples is seen in one epoch; 0: none, for a source that a later phase brings in."""
+    cap: int | None = None
+    """Most samples of it in one epoch (of each domain, where `domains` is given); None: no limit."""
+    domains: dict[str, float] = field(default_factory=dict)
+    """Domain -> factor on `weight`, 0 leaves it out, 1 for those not named; needs `index_dir`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the source, for example path, turns, or the wind tunnel's tasks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseConfig:
+    """From one step on, another mixture of the same sources."""
+
+    start: int | Literal["decay"]
+    """First optimiser step of the phase, from 0; `decay`: where the decay of the schedule `wsd` begins."""
+    weights: dict[str, float]
+    """Name of a source -> its weight in this phase, 0 leaves it out; sources not named keep theirs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,10 +173,22 @@ class SftConfig:
     """Optimiser steps; or give `epochs`."""
     epochs: float | None = None
     """Passes over the mixture; costs one pass over the texts at the start, to count rows."""
-    window: int = 256
-    """Samples packed together."""
-    over_long: Literal["drop", "error"] = "drop"
-    """What happens to a sample longer than a row; drops are counted and listed in dropped.jsonl."""
+    window: int = 4096
+    """Samples packed together; more fill rows better. Without `index_dir` they are measured when their turn comes."""
+    row_vision_gflops: float | None = None
+    """Most work of the vision tower for the images of one row, forward, in 10^9 operations; None: no limit."""
+    over_long: Literal["drop", "error", "truncate_turns"] = "drop"
+    """What happens to a sample that does not fit a row: dropped and counted, an error, or as many of its first
+    exchanges as fit (dropped if not even one does)."""
+    index_dir: Path | None = None
+    """Folder that keeps the measurements of all samples, made before the first step and shared between runs; None:
+    nothing is kept, which suits drawn data."""
+    mix_temperature: float = 1.0
+    """Shares of the sources are proportional to size ** (1 / temperature): 1 keeps them, more evens them out."""
+    mix_by_phase: tuple[PhaseConfig, ...] = ()
+    """Other weights from some step on."""
+    quarantine: Path | None = None
+    """List of samples that are not trained on, quarantine.jsonl of an earlier run; the run's own begins with it."""
     vision_tower: GroupConfig = field(default_factory=GroupConfig)
     """The vision tower."""
     connector: GroupConfig = field(default_factory=GroupConfig)
@@ -203,6 +231,22 @@ class SftConfig:
     """Type of the final model's weights; checkpoints are always float32."""
 
     def __post_init__(self) -> None:
+        names = [source_name(number, source) for number, source in enumerate(self.data)]
+        unknown = {name for phase in self.mix_by_phase for name in phase.weights} - set(names)
+        if len(set(names)) < len(names) or unknown:
+            raise explain(
+                what=f"mix_by_phase names {', '.join(sorted(unknown))}"
+                if unknown
+                else "two sources have one name",
+                where="training configuration, sources: " + ", ".join(names),
+                fix="give every source in `data` a name of its own, and use these names",
+            )
+        if self.mix_by_phase and self.steps is None:
+            raise explain(
+                what="mix_by_phase is given with epochs, whose number of steps depends on the mixture",
+                where="training configuration",
+                fix="set steps in place of epochs",
+            )
         if (self.steps is None) == (self.epochs is None):
             raise explain(
                 what="exactly one of steps and epochs must be given",
@@ -244,10 +288,15 @@ class SftConfig:
             )
 
 
+def source_name(number: int, source: DataConfig) -> str:
+    """The name of entry `number` of a mixture."""
+    return source.name or f"{source.kind}-{number}"
+
+
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         "out_dir", "steps", "epochs", "micro_batch_rows", "gradient_checkpointing", "num_workers", "threads",
-        "save_every_steps", "keep_last", "log_every_steps", "tensorboard", "save_dtype",
+        "save_every_steps", "keep_last", "log_every_steps", "tensorboard", "save_dtype", "index_dir", "quarantine",
     }
 )  # fmt: skip
 """Keys that change speed, length or output, but not what a step computes."""

@@ -9,7 +9,7 @@ import json
 import platform
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +17,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
 from infinity_mm.config import to_plain
-from infinity_mm.data.encode import RowEncoder
-from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch, count_rows
+from infinity_mm.data.ledger import Ledger, account
+from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch
 from infinity_mm.data.mixture import Mixture
+from infinity_mm.data.plan import Drop
+from infinity_mm.data.quarantine import Listed, append_quarantine
 from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.training import lora
@@ -40,6 +43,7 @@ from infinity_mm.training.checkpoint import (
 from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, SftConfig
 from infinity_mm.training.loop import Hooks, Stop, run_steps
 from infinity_mm.training.metrics import Reporter, StepMetrics
+from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, read_listed
 from infinity_mm.training.optim import build_optimizer, freeze
 from infinity_mm.training.schedule import lr_factor
 from infinity_mm.training.start import Started, build_mixture, new_accelerator, start_model
@@ -60,7 +64,7 @@ class TrainResult:
     images: int
     """Images trained on."""
     dropped: int
-    """Samples dropped, listed in dropped.jsonl."""
+    """Samples that were planned into no row; ledger.jsonl has the fate of every sample."""
 
 
 def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
@@ -74,20 +78,29 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    mixture = build_mixture(config.data)
-    started, resumed = _model(config, mixture)
+    mixture = build_mixture(config.data, temperature=config.mix_temperature)
+    listed = read_listed(config)
+    fingerprint = data_fingerprint(mixture, listed)
+    started, resumed = _model(config, mixture, fingerprint)
     model, processor = started.model, started.processor
     encoder = started.family.encoder(processor)
-    state = _state(config, mixture, encoder, resumed)
+    with accelerator.main_process_first():
+        mixture = indexed(config, mixture, encoder)
+    cost = started.family.vision_cost(model.config)
+    planner, total_steps = build_planner(config, mixture, encoder, cost, listed)
+    state = _state(config, fingerprint, total_steps, resumed)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
     _prepare(started, config, accelerator)
     optimizer = build_optimizer(model, config, started.family.parts)
     if resumed is not None:
         load_optimizer(resumed, model, optimizer)
     loader = RowLoader(
-        mixture,
-        encoder,
-        _loader_config(config),
+        planner,
+        LoaderConfig(
+            global_batch_rows=config.global_batch_rows,
+            micro_batch_rows=config.micro_batch_rows,
+            num_workers=config.num_workers,
+        ),
         state=state.loader,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -96,9 +109,11 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     last: list[StepMetrics] = []
     stop = Stop()
     with ExitStack() as stack:
-        reporter = None
+        reporter = ledger = None
         if accelerator.is_main_process:
-            _write_run(config, mixture, accelerator)
+            _write_run(config, fingerprint, accelerator)
+            append_quarantine(config.out_dir / "quarantine.jsonl", listed)
+            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.step)
             reporter = stack.enter_context(_reporter(config, state, quiet))
             reporter.say(_greeting(config, started, mixture, state, accelerator))
 
@@ -121,14 +136,15 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
                 )
             accelerator.wait_for_everyone()
 
-        hooks = Hooks(log=log, drops=partial(_write_drops, config.out_dir, accelerator), save=save)
+        hooks = Hooks(log=log, drops=partial(_write_fates, config.out_dir, ledger, accelerator), save=save)
         stack.enter_context(stop.on_sigterm())
         state = run_steps(accelerator, wrapped, optimizer, loader, state, config, hooks, stop)
         model_dir = config.out_dir / "model" if state.step == state.total_steps else None
         if accelerator.is_main_process and model_dir is not None:
             _save_final(model_dir, started, config)
         accelerator.wait_for_everyone()
-        if reporter is not None:
+        if reporter is not None and ledger is not None:
+            reporter.say(account(ledger.path).line())
             reporter.say(
                 f"model: {model_dir}" if model_dir else f"stopped at step {state.step}; run again to go on"
             )
@@ -178,35 +194,30 @@ def _reporter(config: SftConfig, state: TrainerState, quiet: bool) -> Reporter:
     )
 
 
-def _write_drops(out_dir: Path, accelerator: Accelerator, batch: StepBatch) -> None:
-    """One line per dropped sample; every process drops the same ones, the main one writes."""
-    if accelerator.is_main_process and batch.dropped:
-        with (out_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(drop)) + "\n" for drop in batch.dropped)
+def _write_fates(out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch) -> None:
+    """What became of every sample of a step; each process knows what spoiled in its own rows, the main one writes."""
+    spoiled: list[Drop] = list(batch.spoiled)
+    if accelerator.num_processes > 1:
+        spoiled = gather_object(spoiled)
+    if ledger is not None:
+        ledger.write(batch, spoiled)
+        found = [drop for drop in (*batch.dropped, *spoiled) if drop.fate == "quarantined"]
+        if found:
+            listed = [Listed(drop.source, drop.id, drop.reason) for drop in found]
+            append_quarantine(out_dir / "quarantine.jsonl", listed)
 
 
-def _model(config: SftConfig, mixture: Mixture) -> tuple[Started, Path | None]:
+def _model(config: SftConfig, mixture: Mixture, fingerprint: str) -> tuple[Started, Path | None]:
     """What is trained, and the checkpoint it was resumed from."""
     saved = checkpoints(config.out_dir)
     if not saved:
         return start_model(config.model, mixture, lora=config.lora), None
-    refuse_other_run(read_state(saved[-1]), to_plain(config), mixture.fingerprint, MAY_CHANGE_ON_RESUME)
+    refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)
     return start_model(config.model, mixture, lora=config.lora, resumed=saved[-1]), saved[-1]
 
 
-def _state(config: SftConfig, mixture: Mixture, encoder: RowEncoder, resumed: Path | None) -> TrainerState:
+def _state(config: SftConfig, fingerprint: str, total_steps: int, resumed: Path | None) -> TrainerState:
     """Where the run starts."""
-    total_steps = config.steps
-    if total_steps is None:
-        assert config.epochs is not None
-        total_steps = max(
-            1,
-            round(
-                config.epochs
-                * count_rows(mixture, encoder, _loader_config(config))
-                / config.global_batch_rows
-            ),
-        )
     plain: dict[str, Any] = to_plain(config)
     if resumed is not None:
         return replace(read_state(resumed), total_steps=total_steps, config=plain)
@@ -218,29 +229,17 @@ def _state(config: SftConfig, mixture: Mixture, encoder: RowEncoder, resumed: Pa
         tokens=0,
         images=0,
         dropped=0,
-        data_fingerprint=mixture.fingerprint,
+        data_fingerprint=fingerprint,
         config=plain,
     )
 
 
-def _loader_config(config: SftConfig) -> LoaderConfig:
-    return LoaderConfig(
-        row_tokens=config.row_tokens,
-        global_batch_rows=config.global_batch_rows,
-        micro_batch_rows=config.micro_batch_rows,
-        window=config.window,
-        over_long=config.over_long,
-        seed=config.seed,
-        num_workers=config.num_workers,
-    )
-
-
-def _write_run(config: SftConfig, mixture: Mixture, accelerator: Accelerator) -> None:
+def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) -> None:
     """run.json: enough to do the run again."""
     packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow")
     run = {
         "config": to_plain(config),
-        "data_fingerprint": mixture.fingerprint,
+        "data_fingerprint": fingerprint,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "python": platform.python_version(),

@@ -25,7 +25,7 @@ from infinity_mm.model.build import build_model
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.training import lora as adapters
-from infinity_mm.training.config import DataConfig, LoraConfig, StartConfig
+from infinity_mm.training.config import DataConfig, LoraConfig, StartConfig, source_name
 
 
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
@@ -35,9 +35,15 @@ def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accele
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **kwargs)
 
 
-def build_mixture(data: Sequence[DataConfig]) -> Mixture:
+def build_mixture(data: Sequence[DataConfig], *, temperature: float = 1.0) -> Mixture:
     """All data sources."""
-    return Mixture([WeightedSource(source=build_source(d.kind, d.options), weight=d.weight) for d in data])
+    parts = [
+        WeightedSource(
+            source=build_source(d.kind, d.options), name=source_name(number, d), weight=d.weight, cap=d.cap
+        )
+        for number, d in enumerate(data)
+    ]
+    return Mixture(parts, temperature=temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,13 @@ any pixel is decoded.
 import io
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from infinity_mm.errors import explain
 from infinity_mm.vision.slicing import SlicePlan
@@ -55,10 +57,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int 
     """
     if not data:
         raise BadImage("empty_file")
-    image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BadImage("too_many_pixels", f"{width}x{height} px, limit {max_pixels}")
+    image = _open(io.BytesIO(data))
+    width, height = _checked_size(image, max_pixels)
     if min(width, height) < min_side_px:
         raise BadImage("too_small", f"{width}x{height} px, each side needs {min_side_px}")
     try:
@@ -77,12 +77,58 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int 
     return picture
 
 
-def _open(data: bytes) -> Image.Image:
+def image_size(image: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of the upright picture that `decode_image` would give, from the header; or raises BadImage."""
+    with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file:
+        if not file.read(1):
+            raise BadImage("empty_file")
+        file.seek(0)
+        picture = _open(file)
+        width, height = _checked_size(picture, max_pixels)
+        try:
+            # Pillow decodes a whole PNG to find out that it has no EXIF data.
+            has_exif = picture.format != "PNG" or _EXIF_KEYS & picture.info.keys() or _late_exif(file)
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
+            if isinstance(
+                picture, TiffImagePlugin.TiffImageFile
+            ):  # some versions of Pillow turn its size already
+                width, height = (int(picture.tag_v2[tag]) for tag in (_TIFF_WIDTH, _TIFF_HEIGHT))
+        except Exception as error:  # damaged EXIF data raises whatever its parser raises
+            raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_EXIF_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+
+
+def _late_exif(png: BinaryIO) -> bool:
+    """Whether a PNG has an `eXIf` chunk anywhere; only the heads of chunks are read."""
+    place = 8  # after the signature
+    while True:
+        png.seek(place)
+        head = png.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return False
+        if head[4:] == b"eXIf":
+            return True
+        place += 12 + int.from_bytes(head[:4], "big")
+
+
+def _checked_size(image: Image.Image, max_pixels: int) -> tuple[int, int]:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage("too_many_pixels", f"{width}x{height} px, limit {max_pixels}")
+    return width, height
+
+
+def _open(file: BinaryIO) -> Image.Image:
     """Read the header only."""
     try:
-        return Image.open(io.BytesIO(data), formats=_supported_formats())
+        return Image.open(file, formats=_supported_formats())
     except UnidentifiedImageError as error:
-        raise BadImage("not_an_image", f"{len(data)} bytes in no known format") from error
+        num_bytes = file.seek(0, io.SEEK_END)
+        raise BadImage("not_an_image", f"{num_bytes} bytes in no known format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too_many_pixels", str(error)) from error
     except Exception as error:  # a damaged header raises whatever its parser raises

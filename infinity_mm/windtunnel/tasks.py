@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, final
 
-from infinity_mm.data.conversation import Conversation, Message
+from infinity_mm.data.conversation import Conversation, Message, Outline
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import canonical_json, digest, rng_for
@@ -77,7 +77,28 @@ class WindTunnelTasks:
         return self.num_images
 
     def __getitem__(self, index: int) -> Conversation:
-        scene = world.sample_scene(world_seed=self.world_seed, index=index, split=self.split)
+        scene = self._scene(index)
+        return Conversation(
+            id=f"windtunnel-{self.world_seed}-{index}",
+            images=(world.render(scene),) if self.shown == "image" else (),
+            messages=self._messages(scene, index),
+            domain=scene.family,
+        )
+
+    def outline(self, index: int) -> Outline:
+        """The exchanges and the size of the picture, which is not drawn."""
+        scene = self._scene(index)
+        return Outline(
+            id=f"windtunnel-{self.world_seed}-{index}",
+            image_sizes=((scene.width, scene.height),) if self.shown == "image" else (),
+            messages=self._messages(scene, index),
+            domain=scene.family,
+        )
+
+    def _scene(self, index: int) -> Scene:
+        return world.sample_scene(world_seed=self.world_seed, index=index, split=self.split)
+
+    def _messages(self, scene: Scene, index: int) -> tuple[Message, ...]:
         rng = rng_for(self.world_seed, "windtunnel-tasks", str(index))
         prompts = _prompt_set(self.prompts)
         names = _draw(self.tasks, self.exchanges_per_image, rng)
@@ -89,12 +110,7 @@ class WindTunnelTasks:
             exchange = _TASKS[name](scene, asked, position, prompts, rng)
             if exchange is not None:
                 messages += [Message("user", exchange[0]), Message("assistant", exchange[1])]
-        return Conversation(
-            id=f"windtunnel-{self.world_seed}-{index}",
-            images=(world.render(scene),) if self.shown == "image" else (),
-            messages=tuple(messages),
-            domain=scene.family,
-        )
+        return tuple(messages)
 
 
 Exchange = tuple[str, str] | None

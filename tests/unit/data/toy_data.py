@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from infinity_mm.data.conversation import Conversation, Message, Turns
+from infinity_mm.data.conversation import Conversation, Message, Outline, Turns
 from infinity_mm.model.build import ModelSpec, build_config, build_processor
 from infinity_mm.model.tokenizer import build_tokenizer
 
@@ -37,6 +37,11 @@ def conversation(*texts: str, images: int = 0, id_: str = "a", system: str | Non
     return Conversation(id=id_, images=pictures, messages=tuple(messages))
 
 
+def outline_of(whole: Conversation) -> Outline:
+    sizes = tuple(image.size for image in whole.images)
+    return Outline(id=whole.id, image_sizes=sizes, messages=whole.messages, domain=whole.domain)
+
+
 @dataclass(frozen=True)
 class ToySource:
     """Conversation i has i % 3 images and answers of growing length."""
@@ -53,3 +58,6 @@ class ToySource:
 
     def __getitem__(self, index: int) -> Conversation:
         return conversation(f"What is {index}?", "red " * (1 + index % 5), images=index % 3, id_=f"s{index}")
+
+    def outline(self, index: int) -> Outline:
+        return outline_of(self[index])

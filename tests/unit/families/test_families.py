@@ -15,7 +15,7 @@ from tiny_families import NAMES, THREE, config, conversation, picture, processor
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from infinity_mm.data.conversation import Conversation, Message
+from infinity_mm.data.conversation import Conversation, Message, Outline, keep_exchanges
 from infinity_mm.data.encode import IGNORE, Encoded
 from infinity_mm.data.packing import Packed, block_mask, pack
 from infinity_mm.errors import UserError
@@ -202,6 +202,33 @@ def test_plans_count_what_the_processor_makes_and_the_model_takes(
     assert len(sample.pixel_values) == int(sample.view_shapes[:, 1:].prod(dim=1).sum())
     assert sample.layout.input_ids == stock_inputs(name, c).input_ids[0].tolist()
     assert logits(name, packed(name, [sample])).isfinite().all()  # it counts tokens and features
+
+
+@each_family
+@pytest.mark.parametrize("turns", ["causal", "independent"])
+def test_rows_are_planned_without_pixels(name: str, turns: Any) -> None:
+    """Every number of exchanges costs what encoding it gives."""
+    box = "<|region 0 0.25 0.5 1 1|>"
+    for c in (*THREE, replace(THREE[0], messages=(*THREE[0].messages[:3], Message("assistant", box)))):
+        outline = Outline(id=c.id, image_sizes=tuple(image.size for image in c.images), messages=c.messages)
+        cost = encoder(name).measure(outline, turns)
+        for number in range(1, len(cost.tokens)):
+            num_images = sum(cost.images[: number + 1])
+            images = [
+                encoder(name).image_cost(*size, num_images) for size in outline.image_sizes[:num_images]
+            ]
+            sample = encoder(name).encode(keep_exchanges(c, number), turns)
+            assert len(sample.layout) == sum(cost.tokens[: number + 1]) + sum(i.tokens for i in images)
+            shapes = [] if sample.view_shapes is None else sample.view_shapes[:, 1:].tolist()
+            assert [list(shape) for i in images for shape in i.view_shapes] == shapes
+
+
+@each_family
+def test_measurements_change_with_the_template(name: str) -> None:
+    other = pickle.loads(pickle.dumps(processor(name)))
+    other.chat_template += "{# changed #}"
+    assert STOCK[name].encoder(other).text_fingerprint != encoder(name).text_fingerprint
+    assert STOCK[name].vision_cost(config(name))(2, 4) > STOCK[name].vision_cost(config(name))(2, 2) > 0
 
 
 @each_family

@@ -1,0 +1,1 @@
+"""Readers of training data, one file per layout on disk."""

@@ -1,0 +1,203 @@
+"""Floating-point operations of the model as formulas, so that a plan for a million samples needs no tensor.
+
+    configuration --model_sizes--> sizes; views, tokens, attended pairs --forward_flops--> Flops --training_flops--> int
+
+A multiplication with its addition counts 2. Matrix products only: norms, activations, softmax and positions are below
+one percent. The formulas equal `torch.utils.flop_counter` operation for operation (tests/unit/model/test_flops.py).
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+
+from transformers import PreTrainedConfig
+
+from infinity_mm.errors import explain
+from infinity_mm.model.configuration import InfinityMMConfig
+
+QUERIES = {"region_resampler": 144, "perceiver": 64}
+"""Learned queries a view of the connectors that have them."""
+GATED = frozenset(
+    {"qwen2", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3"}
+)
+"""`model_type`s of dense decoders with gated MLPs, which the formulas describe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSizes:
+    """The widths and depths that decide how much a model computes."""
+
+    patch_values: int
+    """Values of one patch: 3 times the patch side squared."""
+    vision_hidden: int
+    """Width of the vision tower."""
+    vision_layers: int
+    """Layers of the vision tower."""
+    vision_mlp: int
+    """Hidden width of the vision tower's MLPs, which have two matrices."""
+    connector: str
+    """Name of the connector."""
+    merge: int
+    """Side of the square of patches that becomes one token; 1 where nothing is merged."""
+    connector_hidden: int
+    """Hidden width of an MLP connector."""
+    connector_queries: int
+    """Learned queries a view; 0 for connectors that have none."""
+    text_hidden: int
+    """Width of the language model."""
+    text_layers: int
+    """Layers of the language model."""
+    text_mlp: int
+    """Hidden width of the language model's MLPs, which are gated: three matrices."""
+    text_query: int
+    """Width of all query heads together."""
+    text_key_value: int
+    """Width of all key heads together, which is also that of the value heads."""
+    vocab: int
+    """Rows of the head."""
+
+    def num_tokens(self, rows: int, columns: int) -> int:
+        """Tokens that one view of `rows` x `columns` patches becomes."""
+        return self.connector_queries or rows * columns // self.merge**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flops:
+    """Operations of one forward pass, by part."""
+
+    vision: int = 0
+    """Vision tower."""
+    connector: int = 0
+    """Connector."""
+    language_model: int = 0
+    """Layers of the language model."""
+    head: int = 0
+    """Language-modelling head."""
+    connector_attention: int = 0
+    """The share of `connector` that multiplies activations by activations."""
+    language_attention: int = 0
+    """The share of `language_model` that multiplies activations by activations."""
+
+    @property
+    def total(self) -> int:
+        """Operations of all parts."""
+        return self.vision + self.connector + self.language_model + self.head
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+def model_sizes(config: InfinityMMConfig) -> ModelSizes:
+    """The sizes of a configuration; raises UserError for a language model whose formula is not known."""
+    vision, text = config.vision_config, config.text_config
+    assert isinstance(vision, PreTrainedConfig)
+    assert isinstance(text, PreTrainedConfig)
+    if text.model_type not in GATED:
+        raise explain(
+            what=f"no formula for a {text.model_type} language model",
+            where="model_sizes",
+            fix=f"use one of {', '.join(sorted(GATED))}, or write the formula for it in model/flops.py",
+        )
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return ModelSizes(
+        patch_values=vision.num_channels * vision.patch_size**2,
+        vision_hidden=vision.hidden_size,
+        vision_layers=vision.num_hidden_layers,
+        vision_mlp=vision.intermediate_size,
+        connector=config.connector,
+        merge=config.merge,
+        connector_hidden=config.connector_hidden or text.hidden_size,
+        connector_queries=QUERIES.get(config.connector, 0),
+        text_hidden=text.hidden_size,
+        text_layers=text.num_hidden_layers,
+        text_mlp=text.intermediate_size,
+        text_query=text.num_attention_heads * head_dim,
+        text_key_value=kv_heads * head_dim,
+        vocab=text.vocab_size,
+    )
+
+
+def vision_flops(sizes: ModelSizes, rows: int, columns: int) -> int:
+    """The vision tower on one view of `rows` x `columns` patches."""
+    n, d = rows * columns, sizes.vision_hidden
+    layer = 2 * n * (4 * d * d + 2 * d * sizes.vision_mlp) + 4 * n * n * d
+    return 2 * n * sizes.patch_values * d + sizes.vision_layers * layer
+
+
+def forward_flops(
+    sizes: ModelSizes,
+    *,
+    views: Sequence[tuple[int, int]],
+    tokens: int,
+    labelled: int,
+    attended_pairs: int,
+) -> Flops:
+    """One forward pass over any number of samples.
+
+    `views` are patch grids (rows, columns). `tokens` are all positions the language model computes: text, markers and
+    image tokens, and padding if that is to count. `labelled` are the positions whose logits are computed.
+    `attended_pairs` are pairs of query and key: the sum of squared sample lengths for packed rows (a causal kernel
+    saves half of it, which by custom is not subtracted), rows times row length squared for padded ones.
+    """
+    grids: dict[tuple[int, int], int] = {}
+    for grid in views:
+        grids[grid] = grids.get(grid, 0) + 1
+    parts = [(count, rows, columns) for (rows, columns), count in grids.items()]
+    d, q = sizes.text_hidden, sizes.text_query
+    weights = 2 * d * q + 2 * d * sizes.text_key_value + 3 * d * sizes.text_mlp
+    language_attention = 4 * attended_pairs * q * sizes.text_layers
+    return Flops(
+        vision=sum(count * vision_flops(sizes, rows, columns) for count, rows, columns in parts),
+        connector=sum(count * _connector_flops(sizes, rows * columns) for count, rows, columns in parts),
+        language_model=2 * tokens * weights * sizes.text_layers + language_attention,
+        head=2 * labelled * d * sizes.vocab,
+        connector_attention=sum(
+            count * _connector_attention(sizes, rows * columns) for count, rows, columns in parts
+        ),
+        language_attention=language_attention,
+    )
+
+
+def training_flops(flops: Flops, *, trained: Collection[str]) -> int:
+    """Forward and backward pass; `trained` holds names out of vision_tower, connector, language_model.
+
+    A product with a trained matrix costs three times its forward pass: the output, the gradient of the input, the
+    gradient of the matrix. A frozen part that passes gradients on to a trained one before it costs two, or three where
+    it multiplies activations; a frozen part before all trained ones costs one. The input gradient of the first
+    trained matrix, which nobody needs, is counted too. Recomputation by gradient checkpointing is not counted.
+    """
+    unknown = set(trained) - {"vision_tower", "connector", "language_model"}
+    if unknown:
+        raise explain(
+            what=f"the model has no part called {min(unknown)!r}",
+            where="training_flops",
+            fix="use vision_tower, connector, language_model",
+        )
+    total, gradient_passes = 0, False
+    for name, forward, attention in (
+        ("vision_tower", flops.vision, 0),
+        ("connector", flops.connector, flops.connector_attention),
+        ("language_model", flops.language_model + flops.head, flops.language_attention),
+    ):
+        if name in trained:
+            gradient_passes = True
+            total += 3 * forward
+        elif gradient_passes:
+            total += 2 * forward + attention
+        else:
+            total += forward
+    return total
+
+
+def _connector_flops(sizes: ModelSizes, num_patches: int) -> int:
+    """The connector on one view."""
+    n, dv, d, q = num_patches, sizes.vision_hidden, sizes.text_hidden, sizes.connector_queries
+    if q:
+        return 2 * (n * dv * d + 2 * n * d * d + 3 * q * d * d) + _connector_attention(sizes, n)
+    merged = sizes.merge**2
+    return 2 * (n // merged) * (merged * dv * sizes.connector_hidden + sizes.connector_hidden * d)
+
+
+def _connector_attention(sizes: ModelSizes, num_patches: int) -> int:
+    """The products of queries with keys and of weights with values, on one view."""
+    return 4 * sizes.connector_queries * num_patches * sizes.text_hidden
