@@ -1,16 +1,18 @@
-# make demo | test | lint | bench: each creates the environment it needs in .venv.
+# make demo | test | lint | bench: each creates the environment it needs in .venv. test-serving has one of its own.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+SERVING := .venv-serving
 # With an NVIDIA GPU the ordinary resolution is right; without one the CPU pair is pinned.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints/cpu.txt)
 TORCH       := $(if $(CONSTRAINTS),torch==2.13.0 torchvision==0.28.0,)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-serving lint bench clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make demo   the whole loop on the wind tunnel: images -> data -> model -> measured against the truth"
-	@echo "make test   all tests"
+	@echo "make test   all tests but those of serving"
+	@echo "make test-serving   vLLM's CPU build serves checkpoints and is compared with transformers; minutes"
 	@echo "make lint   ruff and pyright"
 	@echo "make bench  side-by-side measurements, printed as tables"
 
@@ -27,6 +29,20 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
+# vLLM pins its torch, so it has its own environment. Its CPU build asks for a torchvision, torchaudio and torchcodec
+# that are built for CUDA and break `import transformers` beside CPU torch; it works without them.
+$(SERVING)/.installed: constraints/serving.txt
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check -r constraints/serving.txt
+	$(SERVING)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+# The package lies beside the environment's own, so that a server can run with it or without.
+test-serving: $(SERVING)/.installed
+	rm -rf build $(SERVING)/package
+	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check --no-deps --target $(SERVING)/package .
+	$(SERVING)/bin/python -m pytest tests/serving --confcutdir tests/serving
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +52,4 @@ bench: $(VENV)/.installed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(SERVING) runs build dist *.egg-info

@@ -177,15 +177,6 @@ def nanovlm_rows(
     return rows
 
 
-def padded_rows(samples: Sequence[tuple[int, int]], batch: int) -> Rows:
-    """No packing: batches of 8 padded to the longest; a row's tokens are scaled to a full row below."""
-    return [
-        (tokens, vision)
-        for start in range(0, len(samples) - batch + 1, batch)
-        for tokens, vision in samples[start : start + batch]
-    ]
-
-
 def _shuffled(rows: Rows) -> Rows:
     random.Random(0).shuffle(rows)
     return rows

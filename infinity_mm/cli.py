@@ -322,6 +322,33 @@ def teacher(
     _print_json(result) if as_json else Console().print_json(json.dumps(result))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Model,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    startup_timeout_s: Annotated[float, typer.Option(help="How long loading may take, in seconds.")] = 1800.0,
+) -> None:
+    """Serve a checkpoint with vLLM, which must be installed, over OpenAI's protocol; Ctrl-C ends it.
+
+    Every other option goes to vLLM as it is, as in --max-model-len 8192 --tensor-parallel-size 2.
+    """
+    from infinity_mm.serving.server import ServeConfig
+    from infinity_mm.serving.server import serve as run
+
+    config = ServeConfig(
+        model=model,
+        host=host,
+        port=port,
+        startup_timeout_s=startup_timeout_s,
+        vllm_args=tuple(context.args),
+    )
+    raise typer.Exit(run(config, say=lambda line: print(line, flush=True)))
+
+
 # formats: import and export of training data
 @app.command(name="import")
 def import_data(
@@ -350,15 +377,45 @@ def import_data(
 
 @app.command(name="export")
 def export_data(
-    run_or_folder: Annotated[Path, typer.Argument(help="A finished run, or a folder that `import` wrote.")],
-    to: Annotated[str, typer.Option(help="messages, llava, infinity-mm, swift or llamafactory.")],
+    run_or_folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A finished run, or a folder that `import` wrote; with --with-code a checkpoint folder."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="New folder to write; it appears whole or not at all.")],
+    to: Annotated[
+        str | None, typer.Option(help="messages, llava, infinity-mm, swift or llamafactory.")
+    ] = None,
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Copy a checkpoint with the model's code beside it.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write published or imported rows in the format of another tool; image bytes stay as they are.
+    """Write rows in the format of another tool (--to), or a checkpoint that loads without this package (--with-code).
 
-    Rows that the format cannot hold are listed in rejected.jsonl. Exits with 1 if no row could be written.
+    Image bytes stay as they are. Rows that the format cannot hold are listed in rejected.jsonl. Exits with 1 if no row
+    could be written. What --with-code writes loads in transformers and vLLM with trust_remote_code.
     """
+    if with_code == (to is not None):
+        raise explain(
+            what="export needs --to FORMAT for data or --with-code for a checkpoint, and not both",
+            where="infinity-mm export",
+            fix="infinity-mm export RUN --to FORMAT --out DIR, or infinity-mm export CHECKPOINT --with-code --out DIR",
+        )
+    if to is None:
+        from infinity_mm.serving.with_code import export_with_code
+
+        code = export_with_code(run_or_folder, out)
+        if as_json:
+            _print_json({"out": str(out), "code": [path.name for path in code]})
+        else:
+            Console().print(
+                f"wrote {out} with {len(code)} files of code; load it with trust_remote_code=True",
+                markup=False,
+                soft_wrap=True,
+            )
+        return
     from infinity_mm.formats.convert import export_data
 
     with _console(as_json).status(f"reading {run_or_folder}"):

@@ -1,7 +1,7 @@
 """One conversation to token ids, labels, positions and patches.
 
     conversation --place_images--> messages --ChatML--> ids, labels, positions, branches
-                 --plan_slices, cut_views, to_patches--> pixel_values (P, C), view_shapes (V, 3)
+                 --plan_slices, cut_views, to_patches, normalise--> pixel_values (P, C), view_shapes (V, 3)
 
 The ids are those of the tokenizer's own chat template. One deliberate choice: an answer is tokenised apart from the
 `assistant` line before it, as at generation time, where the prompt ends there. And text is never read as a special
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,7 +34,8 @@ from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens, image_token_ids
 from infinity_mm.model.tokenizer import IM_END, IM_START
 from infinity_mm.record import digest
-from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
+from infinity_mm.vision.images import upright_rgb
+from infinity_mm.vision.pixels import cut_views, normalise, to_patches
 from infinity_mm.vision.slicing import SlicePlan, plan_slices
 
 IGNORE = -100
@@ -78,7 +78,7 @@ class Encoded:
 
     layout: Layout
     pixel_values: Tensor | None
-    """(P, 3 * patch^2) float32, the patches of all views; None without images or where they come later."""
+    """(P, 3 * patch^2) float32, the patches of all views; None without images."""
     view_shapes: Tensor | None
     """(V, 3): image index in the sample, rows and columns in patches."""
 
@@ -131,7 +131,7 @@ class _Builder:
 
 @runtime_checkable
 class RowEncoder(Protocol):
-    """Encodes conversations for one model; can be sent to worker processes."""
+    """Measures and encodes conversations for one model; can be sent to worker processes."""
 
     @property
     def pad_id(self) -> int:
@@ -143,22 +143,21 @@ class RowEncoder(Protocol):
         """Whether several samples may share a row."""
         ...
 
-    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
-        """The whole sample, or all of it but the pixels, which are most of the work."""
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes whenever `measure` could give other numbers."""
         ...
 
     def measure(self, outline: Outline, turns: Turns) -> TextCost:
         """What the sample costs beside its images, exchange by exchange."""
         ...
 
-    def image_cost(self, width: int, height: int, num_images: int = 1) -> ImageCost:
-        """What an upright image of this size costs as one of `num_images`; raises UserError for one that is not
-        accepted."""
+    def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
+        """What the upright images of one sample cost; raises UserError for one that is not accepted."""
         ...
 
-    @property
-    def text_fingerprint(self) -> str:
-        """Changes whenever `measure` could give other numbers."""
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample, as long as `measure` and `image_costs` say."""
         ...
 
 
@@ -180,14 +179,14 @@ class Encoder:
             tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else vocab[IM_END]
         )
 
-    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
-        """The whole sample, or all of it but the patches, which are most of the work."""
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample."""
         images = [upright_rgb(image) for image in conversation.images]
         plans = [plan_slices(*image.size, self.slicing) for image in images]
         shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.view_shapes]
         return Encoded(
             layout=self.layout(conversation, turns, plans),
-            pixel_values=self.pixels(images, plans) if with_pixels and images else None,
+            pixel_values=self.pixels(images, plans) if images else None,
             view_shapes=torch.tensor(shapes) if shapes else None,
         )
 
@@ -207,17 +206,18 @@ class Encoder:
             images[exchange] += 1
         return TextCost(tokens=tuple(tokens), images=tuple(images))
 
-    def image_cost(self, width: int, height: int, num_images: int = 1) -> ImageCost:
-        """What an upright image of this size costs; raises UserError for one that is not accepted."""
-        plan = plan_slices(width, height, self.slicing)
-        return ImageCost(
-            tokens=len(image_token_ids(plan, self.schema_ids)), view_shapes=tuple(plan.view_shapes)
-        )
+    def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
+        """What the upright images of one sample cost; raises UserError for one that is not accepted."""
+        plans = [plan_slices(width, height, self.slicing) for width, height in sizes]
+        return [
+            ImageCost(tokens=len(image_token_ids(plan, self.schema_ids)), view_shapes=tuple(plan.view_shapes))
+            for plan in plans
+        ]
 
     @property
     def text_fingerprint(self) -> str:
         """Changes whenever `measure` could give other numbers."""
-        return digest("chatml 2", self.tokenizer.backend_tokenizer.to_str())
+        return digest("chatml 1", self.tokenizer.backend_tokenizer.to_str())
 
     def _write(self, conversation: Conversation | Outline, turns: Turns, images: list[list[int]]) -> _Builder:
         frames = [(1, 1)] * conversation.num_images  # not read: the notation does not count pixels
@@ -234,9 +234,7 @@ class Encoder:
     def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""
         views = [view for image, plan in zip(images, plans) for view in cut_views(image, plan)]
-        return torch.from_numpy(
-            np.concatenate([to_patches(v, self.slicing.patch_px, self.mean, self.std) for v in views])
-        )
+        return normalise(to_patches(views, self.slicing.patch_px), self.mean, self.std)
 
     def _write_causal(
         self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]

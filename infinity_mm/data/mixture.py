@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infinity_mm.data.conversation import Conversation, ConversationSource, Turns
+from infinity_mm.data.conversation import Conversation, ConversationSource, Outline, Turns
 from infinity_mm.data.index import StoredIndex
 from infinity_mm.data.permutation import permute
 from infinity_mm.errors import explain
@@ -103,9 +103,17 @@ class Mixture:
 
     def get(self, epoch: int, index: int) -> tuple[Conversation, Turns]:
         """The conversation and how its exchanges see each other."""
-        number, inner = self.locate(epoch, np.array([index]))
-        source = self.parts[int(number[0])].source
-        return source[int(inner[0])], source.turns
+        source, inner = self._find(epoch, index)
+        return source[inner], source.turns
+
+    def outline(self, epoch: int, index: int) -> Outline:
+        """Its messages and image sizes."""
+        source, inner = self._find(epoch, index)
+        return source.outline(inner)
+
+    def _find(self, epoch: int, index: int) -> tuple[ConversationSource, int]:
+        numbers, inner = self.locate(epoch, np.array([index]))
+        return self.parts[int(numbers[0])].source, int(inner[0])
 
 
 def _counts(parts: Sequence[WeightedSource], temperature: float) -> list[int]:

@@ -1,6 +1,6 @@
 """Samples into rows of equal length, with exact isolation between samples and between branches.
 
-    lengths --best_fit--> rows of samples --pack--> tensors (R, T) --block_mask--> who attends to whom
+    lengths --best_fit--> rows of samples --pack--> tensors (R, T) --model/attention.py--> who attends to whom
 
 Legend: R rows, T positions of a row. `sample_ids` is 0 on padding and 1, 2, ... on the samples of a row;
 `branch_ids` is 0 on what all branches of a sample share and 1, 2, ... on the branches.
@@ -39,8 +39,7 @@ class Packed:
     branch_ids: Tensor
     """(R, T)."""
     pixel_values: Tensor | None
-    """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image, or where
-    they come later."""
+    """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image."""
     view_shapes: Tensor | None
     """(V, 3): (image index in the batch, rows, columns in patches) of each view."""
     views_per_row: tuple[int, ...]
@@ -185,18 +184,3 @@ def _pack_row(row: Sequence[Encoded], row_tokens: int, pad_id: int) -> Packed:
         views_per_row=(sum(len(part) for part in shapes),),
         ids=(tuple(layout.id for layout in layouts),),
     )
-
-
-def block_mask(sample_ids_RT: Tensor, branch_ids_RT: Tensor) -> Tensor:
-    """Boolean (R, 1, T, T), true where a query (third axis) attends to a key (fourth axis).
-
-    A query attends to earlier positions of its own sample that all branches share or that are of its own branch.
-    Padding attends to itself alone: a row of the softmax with nothing to attend to would be NaN.
-    """
-    T = sample_ids_RT.shape[1]
-    query, key = sample_ids_RT[:, :, None], sample_ids_RT[:, None, :]
-    query_branch, key_branch = branch_ids_RT[:, :, None], branch_ids_RT[:, None, :]
-    same_RTT = (query == key) & (query != 0) & ((key_branch == 0) | (key_branch == query_branch))
-    causal_TT = torch.ones(T, T, dtype=torch.bool, device=sample_ids_RT.device).tril_()
-    itself_TT = torch.eye(T, dtype=torch.bool, device=sample_ids_RT.device)
-    return ((same_RTT & causal_TT) | itself_TT)[:, None]

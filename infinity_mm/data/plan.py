@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from infinity_mm.data.encode import ImageCost, OverLong, RowEncoder
+from infinity_mm.data.encode import OverLong, RowEncoder
 from infinity_mm.data.index import LiveIndex
 from infinity_mm.data.measure import Measured, one_line
 from infinity_mm.data.mixture import Mixture, Phase
@@ -112,14 +112,14 @@ class Planner:
         self.phases, self.encoder, self.config = tuple(phases), encoder, config
         self.vision_cost = vision_cost
         self.quarantine = quarantine or Quarantine()
-        self._image_cost = lru_cache(maxsize=1 << 16)(self._new_image_cost)
+        self._image_costs = lru_cache(maxsize=1 << 16)(self._new_image_costs)
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in vars(self).items() if key != "_image_cost"}
+        return {key: value for key, value in vars(self).items() if key != "_image_costs"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._image_cost = lru_cache(maxsize=1 << 16)(self._new_image_cost)
+        self._image_costs = lru_cache(maxsize=1 << 16)(self._new_image_costs)
 
     def windows_per_epoch(self, phase: int) -> int:
         """Number of windows, the last one may be smaller."""
@@ -149,7 +149,7 @@ class Planner:
                 planned.append(Planned(key, source, sample.id, fit.exchanges, fit.tokens, fit.vision))
             else:
                 dropped.append(Drop(key, source, sample.id, *fit))
-        rows = [[n] for n in range(len(planned))]
+        rows = [[place] for place in range(len(planned))]
         if self.encoder.packs:
             rows = balanced_fit(
                 [sample.tokens for sample in planned],
@@ -186,40 +186,30 @@ class Planner:
         if not sample.tokens:
             return "dropped", "no messages"
         try:
-            fits = self._prefixes(sample)
-        except UserError as error:
-            return "dropped", f"image refused: {one_line(error)}"
-        whole = fits[-1]
-        if self._in_budget(whole):
-            return whole
-        if self.config.over_long == "error":
-            raise explain(
-                what=f"sample {sample.id} of `{source}` has {whole.tokens} tokens, a row {self.config.row_tokens}"
-                + self._vision_part(whole),
-                where="data loader (over_long: error)",
-                fix="raise row_tokens, or set over_long: drop or truncate_turns",
-            )
-        kept = [fit for fit in fits[:-1] if self._in_budget(fit)]
-        if self.config.over_long == "truncate_turns" and kept:
-            return kept[-1]
+            whole = self._fit(sample, len(sample.tokens) - 1)
+            if self._in_budget(whole):
+                return whole
+            if self.config.over_long == "error":
+                raise explain(
+                    what=f"sample {sample.id} of `{source}` has {whole.tokens} tokens, a row "
+                    f"{self.config.row_tokens}{self._vision_part(whole)}",
+                    where="data loader (over_long: error)",
+                    fix="raise row_tokens, or set over_long: drop or truncate_turns",
+                )
+            if self.config.over_long == "truncate_turns":
+                for exchanges in range(whole.exchanges - 1, 0, -1):
+                    fit = self._fit(sample, exchanges)
+                    if self._in_budget(fit):
+                        return fit
+        except ImageRefused as error:
+            return "dropped", f"image refused: {error}"
         return "dropped", f"over-long: {whole.tokens} tokens{self._vision_part(whole)}"
 
-    def _prefixes(self, sample: Measured) -> list[Fit]:
-        """The costs of the first, the first two, ... all exchanges. A cut never goes through an exchange or an image.
-
-        What an image costs may depend on how many the sample has left.
-        """
-        fits: list[Fit] = []
-        text = num_images = image_tokens = vision = 0
-        for exchange, (tokens, images) in enumerate(zip(sample.tokens, sample.images)):
-            text += tokens
-            if images:
-                num_images += images
-                costs = [self._image_cost(*size, num_images) for size in sample.image_sizes[:num_images]]
-                image_tokens, vision = sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
-            if exchange:
-                fits.append(Fit(exchange, text + image_tokens, vision))
-        return fits
+    def _fit(self, sample: Measured, exchanges: int) -> Fit:
+        """What the first exchanges cost. A cut never goes through an exchange, so neither through an image."""
+        images = self._image_costs(sample.image_sizes[: sum(sample.images[: exchanges + 1])])
+        tokens = sum(sample.tokens[: exchanges + 1]) + sum(tokens for tokens, _ in images)
+        return Fit(exchanges, tokens, sum(vision for _, vision in images))
 
     def _vision_part(self, fit: Fit) -> str:
         return "" if self.config.row_vision is None else f", vision {fit.vision} of {self.config.row_vision}"
@@ -228,9 +218,17 @@ class Planner:
         row_vision = self.config.row_vision
         return fit.tokens <= self.config.row_tokens and (row_vision is None or fit.vision <= row_vision)
 
-    def _new_image_cost(self, width: int, height: int, num_images: int) -> tuple[int, int]:
-        cost: ImageCost = self.encoder.image_cost(width, height, num_images)
-        return cost.tokens, sum(self.vision_cost(*shape) for shape in cost.view_shapes)
+    def _new_image_costs(self, sizes: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+        """(tokens, vision work) of the images of one sample; how one is cut may depend on how many there are."""
+        try:
+            costs = self.encoder.image_costs(sizes)
+        except UserError as error:
+            raise ImageRefused(one_line(error)) from error
+        return [(cost.tokens, sum(self.vision_cost(*shape) for shape in cost.view_shapes)) for cost in costs]
+
+
+class ImageRefused(Exception):  # noqa: N818 (a fact about a sample, not a programming error)
+    """An image of a size that the model does not take."""
 
 
 class Fit(NamedTuple):

@@ -36,6 +36,7 @@ from infinity_mm.data.regions import Frame, Notation, write_regions
 from infinity_mm.errors import explain, need
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.template import ChatTemplate
+from infinity_mm.model.attention import DENSE, packed_attention
 from infinity_mm.model.modeling import InfinityMMOutput
 from infinity_mm.record import digest
 from infinity_mm.vision.images import upright_rgb
@@ -131,14 +132,14 @@ class StockEncoder:
         pad = processor.tokenizer.pad_token_id
         self.pad_id: int = pad if isinstance(pad, int) else processor.tokenizer.eos_token_id
 
-    def encode(self, conversation: Conversation, turns: Turns, *, with_pixels: bool = True) -> Encoded:
-        """The whole sample, or all of it but the pixels."""
+    def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
+        """The whole sample."""
         images = [upright_rgb(image) for image in conversation.images]
         plans = self.family.plan(self.processor, [image.size for image in images])
         shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.views]
         return Encoded(
             layout=self.layout(conversation, turns, plans),
-            pixel_values=self.family.pixels(self.processor, images) if with_pixels and images else None,
+            pixel_values=self.family.pixels(self.processor, images) if images else None,
             view_shapes=torch.tensor(shapes) if shapes else None,
         )
 
@@ -194,10 +195,12 @@ class StockEncoder:
             tokens.append(len(ids) - num_images - sum(tokens))
         return TextCost(tokens=(0, *tokens), images=(0, *images))
 
-    def image_cost(self, width: int, height: int, num_images: int = 1) -> ImageCost:
-        """What an image of this size costs as one of several; raises UserError for one that is not accepted."""
-        plan = self.family.plan(self.processor, [(width, height)] * num_images)[0]
-        return ImageCost(tokens=len(self.template.image_ids(plan.text)), view_shapes=plan.views)
+    def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
+        """What the images of one sample cost; raises UserError for one that is not accepted."""
+        return [
+            ImageCost(tokens=len(self.template.image_ids(plan.text)), view_shapes=plan.views)
+            for plan in self.family.plan(self.processor, sizes)
+        ]
 
     @property
     def text_fingerprint(self) -> str:
@@ -258,7 +261,8 @@ class WithLoss(nn.Module):
         self,
         *,
         input_ids: Tensor,
-        attention_mask: Any,
+        sample_ids: Tensor,
+        branch_ids: Tensor,
         position_ids: Tensor,
         pixel_values: Tensor | None,
         view_shapes: Tensor | None,
@@ -273,9 +277,18 @@ class WithLoss(nn.Module):
         if pixel_values is not None:
             assert view_shapes is not None
             images = self.family.inputs(model.config, pixel_values, view_shapes)
+        backend = model.config.get_text_config()._attn_implementation
+        if (
+            backend not in DENSE
+        ):  # the others read arguments that a stock model hands to its vision tower, too
+            raise explain(
+                what=f"attn_implementation={backend!r} reads no mask of packed rows in this family",
+                where=f"family {self.family.model_type}",
+                fix=f"use one of {', '.join(DENSE)}",
+            )
         hidden_RTE = model.model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            **packed_attention(backend, sample_ids, branch_ids, model.dtype),
             position_ids=self.family.positions(model.config, input_ids, position_ids, view_shapes),
             use_cache=False,
             **images,

@@ -40,8 +40,12 @@ class ModelSpec:
     """Key-value heads of the language model."""
     text_mlp: int
     """Hidden width of the language model's MLPs."""
-    merge: int = 2
-    """Side of the square of patches that becomes one token."""
+    connector: str = "pixel_unshuffle_mlp"
+    """Name in `connectors.registry.CONNECTORS`."""
+    connector_queries: int | None = None
+    """Tokens a view of a connector with learned queries; None means its own."""
+    merge: int | None = None
+    """Side of the square of patches that becomes one token; None means the connector's own."""
     max_slices: int = 4
     """Most slices per image, the overview not counted."""
     rounding: Literal["floor", "round"] = "floor"
@@ -90,6 +94,8 @@ def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> Infinit
     return InfinityMMConfig(
         vision_config=build_vision_config(spec),
         text_config=text,
+        connector=spec.connector,
+        connector_queries=spec.connector_queries,
         merge=spec.merge,
         scale_px=spec.scale_px,
         max_slices=spec.max_slices,

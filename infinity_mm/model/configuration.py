@@ -5,6 +5,7 @@ from typing import Any, Literal, cast
 from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from infinity_mm.model.connectors.shape import ConnectorShape, connector_shape
 from infinity_mm.vision.slicing import AspectGuard, SliceConfig
 
 
@@ -19,12 +20,14 @@ class InfinityMMConfig(PreTrainedConfig):
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     """Any decoder-only language model; `model_type` defaults to qwen2."""
     connector: str = "pixel_unshuffle_mlp"
-    """Name in `connector.CONNECTORS`."""
+    """Name in `connectors.registry.CONNECTORS`."""
     connector_hidden: int | None = None
-    """Width of the connector's hidden layer; None means the language model's width."""
-    merge: int = 2
-    """Side of the square of patches that becomes one token."""
-    scale_px: int = 378
+    """Width of the connector's hidden layer or attention; None means the language model's width."""
+    connector_queries: int | None = None
+    """Tokens a view of a connector with learned queries; None means its own: 144 regions, or 64."""
+    merge: int | None = None
+    """Side of the square of patches that becomes one token; None means the connector's own, and is replaced by it."""
+    scale_px: int = 392
     """Side of the square whose area one view may have, in pixels."""
     max_slices: int = 6
     """Most slices per image, the overview not counted."""
@@ -58,10 +61,16 @@ class InfinityMMConfig(PreTrainedConfig):
             text = {"model_type": "qwen2", **self.text_config}
             self.text_config = CONFIG_MAPPING[text["model_type"]](**text)
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
+        self.merge = self.connector_shape().merge
         super().__post_init__(**kwargs)
 
+    def connector_shape(self) -> ConnectorShape:
+        """How many tokens a view becomes."""
+        return connector_shape(self.connector, merge=self.merge, queries=self.connector_queries)
+
     def slice_config(self) -> SliceConfig:
-        """The slice planner's settings; one token stands for `patch * merge` pixels squared."""
+        """The slice planner's settings, with the connector's alignment and number of tokens."""
+        shape = self.connector_shape()
         assert isinstance(self.vision_config, PreTrainedConfig)
         patch_px = self.vision_config.patch_size
         return SliceConfig(
@@ -69,6 +78,7 @@ class InfinityMMConfig(PreTrainedConfig):
             max_slices=self.max_slices,
             patch_px=patch_px,
             rounding=self.rounding,
-            align_px=patch_px * self.merge,
+            align_px=patch_px * shape.merge,
+            view_tokens=shape.queries,
             aspect_guard=AspectGuard(max_aspect=self.max_aspect, action=self.aspect_action),
         )

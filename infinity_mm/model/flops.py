@@ -14,8 +14,6 @@ from transformers import PreTrainedConfig
 from infinity_mm.errors import explain
 from infinity_mm.model.configuration import InfinityMMConfig
 
-QUERIES = {"region_resampler": 144, "perceiver": 64}
-"""Learned queries a view of the connectors that have them."""
 GATED = frozenset(
     {"qwen2", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3"}
 )
@@ -34,12 +32,10 @@ class ModelSizes:
     """Layers of the vision tower."""
     vision_mlp: int
     """Hidden width of the vision tower's MLPs, which have two matrices."""
-    connector: str
-    """Name of the connector."""
     merge: int
     """Side of the square of patches that becomes one token; 1 where nothing is merged."""
     connector_hidden: int
-    """Hidden width of an MLP connector."""
+    """Width of the connector's hidden layer or attention."""
     connector_queries: int
     """Learned queries a view; 0 for connectors that have none."""
     text_hidden: int
@@ -98,16 +94,16 @@ def model_sizes(config: InfinityMMConfig) -> ModelSizes:
             fix=f"use one of {', '.join(sorted(GATED))}, or write the formula for it in model/flops.py",
         )
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shape = config.connector_shape()
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return ModelSizes(
         patch_values=vision.num_channels * vision.patch_size**2,
         vision_hidden=vision.hidden_size,
         vision_layers=vision.num_hidden_layers,
         vision_mlp=vision.intermediate_size,
-        connector=config.connector,
-        merge=config.merge,
+        merge=shape.merge,
         connector_hidden=config.connector_hidden or text.hidden_size,
-        connector_queries=QUERIES.get(config.connector, 0),
+        connector_queries=shape.queries or 0,
         text_hidden=text.hidden_size,
         text_layers=text.num_hidden_layers,
         text_mlp=text.intermediate_size,
@@ -190,14 +186,16 @@ def training_flops(flops: Flops, *, trained: Collection[str]) -> int:
 
 
 def _connector_flops(sizes: ModelSizes, num_patches: int) -> int:
-    """The connector on one view."""
-    n, dv, d, q = num_patches, sizes.vision_hidden, sizes.text_hidden, sizes.connector_queries
+    """The connector on one view; queries count as projected for each view, though a batch does it once."""
+    n, h, q = num_patches, sizes.connector_hidden, sizes.connector_queries
     if q:
-        return 2 * (n * dv * d + 2 * n * d * d + 3 * q * d * d) + _connector_attention(sizes, n)
+        keys_and_values = n * sizes.vision_hidden * h + 2 * n * h * h
+        queries = 2 * q * h * h + q * h * sizes.text_hidden
+        return 2 * (keys_and_values + queries) + _connector_attention(sizes, n)
     merged = sizes.merge**2
-    return 2 * (n // merged) * (merged * dv * sizes.connector_hidden + sizes.connector_hidden * d)
+    return 2 * (n // merged) * (merged * sizes.vision_hidden * h + h * sizes.text_hidden)
 
 
 def _connector_attention(sizes: ModelSizes, num_patches: int) -> int:
     """The products of queries with keys and of weights with values, on one view."""
-    return 4 * sizes.connector_queries * num_patches * sizes.text_hidden
+    return 4 * sizes.connector_queries * num_patches * sizes.connector_hidden

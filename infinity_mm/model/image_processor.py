@@ -1,6 +1,6 @@
 """From images to the packed patches the model reads, through the slice planner.
 
-    images --upright RGB--> plan_slices --> cut_views --to_patches--> pixel_values, view_shapes, image_sizes
+    images --upright RGB--> plan_slices --> cut_views --to_patches, normalise--> pixel_values, view_shapes, image_sizes
 
 Legend: P patches of all views, V views.
 """
@@ -14,7 +14,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput, make_flat_list_of_images, to_numpy_array
 
 from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.vision.images import cut_views, to_patches, upright_rgb
+from infinity_mm.vision.images import upright_rgb
+from infinity_mm.vision.pixels import cut_views, normalise, to_patches
 from infinity_mm.vision.slicing import AspectGuard, SliceConfig, plan_slices
 
 
@@ -26,10 +27,11 @@ class InfinityMMImageProcessor(BaseImageProcessor):
     def __init__(
         self,
         *,
-        scale_px: int = 378,
+        scale_px: int = 392,
         max_slices: int = 6,
         patch_px: int = 14,
         merge: int = 2,
+        view_tokens: int | None = None,
         rounding: Literal["floor", "round"] = "floor",
         max_aspect: float = 60.0,
         aspect_action: Literal["refuse", "pad"] = "refuse",
@@ -42,6 +44,7 @@ class InfinityMMImageProcessor(BaseImageProcessor):
         self.max_slices = max_slices
         self.patch_px = patch_px
         self.merge = merge
+        self.view_tokens = view_tokens
         self.rounding: Literal["floor", "round"] = rounding
         self.max_aspect = max_aspect
         self.aspect_action: Literal["refuse", "pad"] = aspect_action
@@ -56,7 +59,8 @@ class InfinityMMImageProcessor(BaseImageProcessor):
             scale_px=config.scale_px,
             max_slices=config.max_slices,
             patch_px=plan.patch_px,
-            merge=config.merge,
+            merge=plan.cell_px // plan.patch_px,
+            view_tokens=plan.view_tokens,
             rounding=config.rounding,
             max_aspect=config.max_aspect,
             aspect_action=config.aspect_action,
@@ -70,6 +74,7 @@ class InfinityMMImageProcessor(BaseImageProcessor):
             patch_px=self.patch_px,
             rounding=self.rounding,
             align_px=self.patch_px * self.merge,
+            view_tokens=self.view_tokens,
             aspect_guard=AspectGuard(max_aspect=self.max_aspect, action=self.aspect_action),
         )
 
@@ -82,17 +87,18 @@ class InfinityMMImageProcessor(BaseImageProcessor):
         patches, and `image_sizes` (images, 2) with (width, height) in pixels.
         """
         config = self.slice_config()
-        patches, shapes, sizes = [], [], []
+        views, shapes, sizes = [], [], []
         fetched = self.fetch_images(cast(Any, images))
         for index, image in enumerate(cast(list[Any], make_flat_list_of_images(cast(Any, fetched)))):
             picture = _picture(image)
             plan = plan_slices(*picture.size, config)
-            for view, (rows, columns) in zip(cut_views(picture, plan), plan.view_shapes, strict=True):
-                patches.append(to_patches(view, self.patch_px, self.image_mean, self.image_std))
-                shapes.append((index, rows, columns))
+            views += cut_views(picture, plan)
+            shapes += [(index, rows, columns) for rows, columns in plan.view_shapes]
             sizes.append(picture.size)
         data = {
-            "pixel_values": np.concatenate(patches),
+            "pixel_values": normalise(
+                to_patches(views, self.patch_px), self.image_mean, self.image_std
+            ).numpy(),
             "view_shapes": np.array(shapes, dtype=np.int64),
             "image_sizes": np.array(sizes, dtype=np.int64),
         }

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import ModelOutput
 
 from infinity_mm.errors import explain
-from infinity_mm.model.attention import SDPA_FLOAT32
+from infinity_mm.model.attention import VARLEN, check_gradients, kernel_mask, packed_attention
 from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.model.connector import CONNECTORS
+from infinity_mm.model.connectors.registry import CONNECTORS
 from infinity_mm.model.fusion import check_counts, fuse
 from infinity_mm.model.vision_tower import VisionTower
 
@@ -72,8 +72,8 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         self.connector = CONNECTORS[config.connector](
             vision_dim=vision.hidden_size,
             text_dim=text.hidden_size,
-            merge=config.merge,
             hidden_dim=config.connector_hidden or text.hidden_size,
+            shape=config.connector_shape(),
         )
         self.language_model: PreTrainedModel = AutoModel.from_config(text)
         self.post_init()
@@ -100,13 +100,15 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         """Features of each image, as the language model sees them.
 
         `pooler_output` is a list with one (tokens, width) tensor per image, which `forward(image_features=...)`
-        takes. Lists with one entry per image are accepted; then the image index in `view_shapes` is not read.
+        takes. One entry per image is accepted too, in a list or, as servers do with equal ones, stacked; then the
+        image index in `view_shapes` is not read.
         """
         pixel_values, view_shapes = _packed(pixel_values, view_shapes)
         features_KE = self.connector(self.vision_tower(pixel_values, view_shapes), view_shapes)
+        shape = self.config.connector_shape()
         num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
         for image, rows, columns in view_shapes.tolist():
-            num_tokens[image] += rows * columns // self.config.merge**2
+            num_tokens[image] += shape.num_tokens(rows, columns)
         per_image = list(features_KE.split(num_tokens))
         if not return_dict:
             return per_image
@@ -122,14 +124,18 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         pixel_values: Float[Tensor, "P F"] | None = None,
         view_shapes: Int[Tensor, "V 3"] | None = None,
         image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
+        sample_ids: Int[Tensor, "B T"] | None = None,
+        branch_ids: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states for text with images.
 
         `attention_mask` is (B, T) for padding, or (B, 1, T, T) boolean with True = attend, which reaches the attention
-        kernel as it is. The cache is off unless asked for, and always off in training: with a cache, transformers
-        ignores restarted positions, so packed samples would see each other.
+        kernel as it is. `sample_ids` and `branch_ids` stand in its place for packed rows: each attention backend then
+        makes what it needs of them (`attention.block_mask` says who attends to whom). The cache is off unless asked
+        for, and always off in training: with a cache, transformers ignores restarted positions, so packed samples
+        would see each other.
         """
         if inputs_embeds is None:
             inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
@@ -145,12 +151,13 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
             )
         if image_features is not None:
             inputs_embeds = self._with_images(input_ids, inputs_embeds, image_features)
+        packed = sample_ids is not None
         return self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=self._kernel_mask(attention_mask, inputs_embeds.dtype),
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=bool(use_cache) and not self.training,
+            use_cache=bool(use_cache) and not self.training and not packed,
+            **self._who_attends(attention_mask, sample_ids, branch_ids, inputs_embeds),
             **kwargs,
         )
 
@@ -167,22 +174,30 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         features_KE = torch.cat(list(image_features)).to(inputs_embeds.device)
         return fuse(inputs_embeds, input_ids == self.config.image_token_id, features_KE)
 
-    def _kernel_mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """A 4-D boolean mask in the form the attention kernel adds or selects by; others pass unchanged."""
-        if not isinstance(mask, Tensor) or mask.dim() != 4:
-            return mask
-        kernel = self.language_model.config._attn_implementation
-        if kernel in ("sdpa", SDPA_FLOAT32):
-            return mask
-        if kernel == "eager":
-            if mask.dtype != torch.bool:
-                return mask
-            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        raise explain(
-            what=f"a 4-D attention mask cannot be used with attn_implementation={kernel!r}",
-            where="InfinityMMModel.forward",
-            fix="load the model with attn_implementation='sdpa' or 'eager'",
-        )
+    def _who_attends(
+        self, mask: Tensor | None, sample_ids: Tensor | None, branch_ids: Tensor | None, inputs_embeds: Tensor
+    ) -> dict[str, Any]:
+        """The language model's arguments about attention, in the form its backend reads."""
+        backend, dtype = self.language_model.config._attn_implementation, inputs_embeds.dtype
+        check_gradients(backend, inputs_embeds)
+        if sample_ids is not None:
+            if mask is not None:
+                raise explain(
+                    what="both attention_mask and sample_ids were given",
+                    where="InfinityMMModel.forward",
+                    fix="give sample_ids and branch_ids for packed rows, attention_mask for padded ones",
+                )
+            branches = torch.zeros_like(sample_ids) if branch_ids is None else branch_ids
+            return packed_attention(backend, sample_ids, branches, dtype)
+        if mask is None or mask.dim() != 4:
+            if mask is not None and backend == VARLEN and not mask.all():
+                raise explain(
+                    what="varlen attention reads no padding mask",
+                    where="InfinityMMModel.forward",
+                    fix="give sample_ids with 0 on padding, or use another attention backend",
+                )
+            return {"attention_mask": mask}
+        return {"attention_mask": kernel_mask(mask, backend, dtype)}
 
 
 class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMixin):
@@ -232,6 +247,8 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         labels: Int[Tensor, "B T"] | None = None,
         loss_weights: Float[Tensor, "B T"] | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        sample_ids: Int[Tensor, "B T"] | None = None,
+        branch_ids: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -252,6 +269,8 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
             pixel_values=pixel_values,
             view_shapes=view_shapes,
             image_features=image_features,
+            sample_ids=sample_ids,
+            branch_ids=branch_ids,
             use_cache=use_cache if labels is None else False,
             **kwargs,
         )
@@ -337,10 +356,10 @@ def _sub_configs(config: InfinityMMConfig) -> tuple[PreTrainedConfig, PreTrained
 def _packed(
     pixel_values: Tensor | Sequence[Tensor], view_shapes: Tensor | Sequence[Tensor]
 ) -> tuple[Float[Tensor, "P F"], Int[Tensor, "V 3"]]:
-    """Per-image lists joined into one packed batch, images numbered in order."""
+    """Entries per image, in a list or stacked, joined into one packed batch with images numbered in order."""
     if not isinstance(pixel_values, Tensor):
         pixel_values = torch.cat(list(pixel_values))
-    if not isinstance(view_shapes, Tensor):
+    if not isinstance(view_shapes, Tensor) or view_shapes.dim() == 3:
         numbered = []
         for image, shapes in enumerate(view_shapes):
             shapes = shapes.clone()

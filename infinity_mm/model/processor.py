@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
@@ -29,6 +29,18 @@ class InfinityMMProcessor(ProcessorMixin):
         self.schema_ids = self.schema.ids(tokenizer)
         self.image_token = self.schema.image
         self.image_token_id = self.schema_ids.image
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
+        """As any processor's, but `view_shapes` holds one tensor per image when replacement offsets are asked for.
+
+        A server asks for them, to keep what each image became by itself: it indexes a list by image, and would cut a
+        tensor by numbers of patches.
+        """
+        inputs = super().__call__(*args, **kwargs)
+        if kwargs.get("return_text_replacement_offsets") and "view_shapes" in inputs:
+            shapes = inputs["view_shapes"]
+            inputs["view_shapes"] = [shapes[shapes[:, 0] == image] for image in range(int(shapes[-1, 0]) + 1)]
+        return inputs
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The text one placeholder becomes; called by transformers for each image."""

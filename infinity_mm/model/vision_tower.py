@@ -1,6 +1,6 @@
 """A SigLIP tower over views of any patch grid, batched with an exact mask.
 
-    packed patches --linear + interpolated positions--> (V, Pmax) batch --SigLIP layers--> packed patch features
+    packed patches --linear + interpolated positions--> (V, N) batch or one sequence --SigLIP layers--> packed features
 
 Legend: P patches of all views, V views, N most patches in one view, D width, F values in one patch (3 * side^2).
 A batch equals one view at a time: padded patches are never keys, and each grid has its own position table.
@@ -18,6 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreTrainedModel
 
 from infinity_mm.errors import explain
+from infinity_mm.model.attention import check_gradients, separate_views
 
 
 class PatchEmbeddings(nn.Module):
@@ -78,6 +79,14 @@ class VisionTower(SiglipPreTrainedModel):
                 fix="pass pixel_values and view_shapes from the same call of the image processor or collator",
             )
         packed_PD = self.embeddings(pixel_values, grids)
+        backend = cast(str, self.config._attn_implementation)
+        check_gradients(backend, packed_PD)
+        apart = separate_views(backend, lengths, packed_PD.device)
+        if apart is not None:
+            hidden_1PD = self.encoder(
+                inputs_embeds=packed_PD.unsqueeze(0), attention_mask=apart
+            ).last_hidden_state
+            return self.post_layernorm(hidden_1PD.squeeze(0))
         num_views, longest = len(lengths), max(lengths)
         if min(lengths) == longest:
             hidden_VND = self.encoder(inputs_embeds=packed_PD.view(num_views, longest, -1)).last_hidden_state

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from infinity_mm.data.encode import IGNORE
-from infinity_mm.data.packing import Packed, block_mask
+from infinity_mm.data.packing import Packed
 
 Weighting = Literal["token", "square_root"]
 
@@ -28,7 +28,8 @@ def local_loss(
     """Weighted cross entropy of one micro-batch over `total_weight`, that of the whole step."""
     output = model(
         input_ids=batch.input_ids,
-        attention_mask=block_mask(batch.sample_ids, batch.branch_ids),
+        sample_ids=batch.sample_ids,
+        branch_ids=batch.branch_ids,
         position_ids=batch.position_ids,
         pixel_values=batch.pixel_values,
         view_shapes=batch.view_shapes,

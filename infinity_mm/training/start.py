@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
+from infinity_mm.data.measure import BAD_SAMPLE
 from infinity_mm.data.mixture import Mixture, WeightedSource
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
@@ -123,7 +124,11 @@ def corpus(mixture: Mixture, num_samples: int) -> Iterator[str]:
     """Texts of `num_samples` conversations spread evenly over the mixture."""
     stride = max(1, len(mixture) // num_samples)
     for index in range(0, min(len(mixture), stride * num_samples), stride):
-        for message in mixture.get(0, index)[0].messages:
+        try:
+            messages = mixture.outline(0, index).messages
+        except BAD_SAMPLE:  # the ledger of the run names it
+            continue
+        for message in messages:
             yield f"{message.role}\n" + message.text.replace(
                 IMAGE_PLACEHOLDER, ""
             )  # as the chat template writes it

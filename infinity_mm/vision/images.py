@@ -1,24 +1,19 @@
-"""Image bytes to an upright RGB picture, and a picture to its views and patches.
+"""Image bytes to an upright RGB picture.
 
-    bytes --header checked, decoded--> upright RGB --cut_views--> overview, slices --to_patches--> float32 rows
+    bytes --header checked--> size allowed --decode--> picture --upright_rgb--> 8-bit RGB, nothing else in it
 
 Images are untrusted: only plain raster formats are opened, and the size is read from the header and checked before
 any pixel is decoded.
 """
 
 import io
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Float32
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
-
-from infinity_mm.errors import explain
-from infinity_mm.vision.slicing import SlicePlan
 
 MAX_PIXELS = 89_478_485
 """Default limit on width * height: a quarter of 1 GiB in RGB, also Pillow's warning threshold."""
@@ -89,9 +84,8 @@ def image_size(image: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[in
             # Pillow decodes a whole PNG to find out that it has no EXIF data.
             has_exif = picture.format != "PNG" or _EXIF_KEYS & picture.info.keys() or _late_exif(file)
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
-            if isinstance(
-                picture, TiffImagePlugin.TiffImageFile
-            ):  # some versions of Pillow turn its size already
+            if isinstance(picture, TiffImagePlugin.TiffImageFile):
+                # Some versions of Pillow have turned its size already.
                 width, height = (int(picture.tag_v2[tag]) for tag in (_TIFF_WIDTH, _TIFF_HEIGHT))
         except Exception as error:  # damaged EXIF data raises whatever its parser raises
             raise BadImage("undecodable", f"{type(error).__name__}: {error}") from error
@@ -143,8 +137,12 @@ def _supported_formats() -> tuple[str, ...]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any loaded picture as 8-bit RGB with its EXIF rotation applied and its metadata dropped."""
-    image = ImageOps.exif_transpose(image)
+    """Any loaded picture as 8-bit RGB with its EXIF rotation applied and its metadata dropped; itself if it is one."""
+    exif = image.getexif()
+    if type(image) is Image.Image and image.mode == "RGB" and not exif and not image.info:
+        return image
+    if exif.get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies a picture that is upright already
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
     if image.has_transparency_data:
@@ -171,57 +169,3 @@ def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
         bottom, top = low, high
     scaled = (wide - bottom) * (255 / max(top - bottom, 1e-9))
     return scaled.round().astype(np.uint8)
-
-
-def cut_views(image: Image.Image, plan: SlicePlan) -> list[Image.Image]:
-    """The plan's views of an RGB picture: overview, then slices row by row, all bicubic.
-
-    Slices are a regular crop of the whole picture resized to grid * slice size (LLaVA-UHD's July 2024 code). A plan
-    with a padded canvas puts the picture at the top left on white. Raises UserError when the plan is for another size.
-    """
-    canvas = _on_canvas(image, plan.canvas_size)
-    views = [canvas.resize(plan.overview_size, Image.Resampling.BICUBIC)]
-    if plan.grid is not None and plan.slice_size is not None:
-        (columns, rows), (width, height) = plan.grid, plan.slice_size
-        sheet = canvas.resize((columns * width, rows * height), Image.Resampling.BICUBIC)
-        for top in range(0, rows * height, height):
-            for left in range(0, columns * width, width):
-                views.append(sheet.crop((left, top, left + width, top + height)))
-    return views
-
-
-def _on_canvas(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture itself, or on a white canvas where one side was padded."""
-    if image.size == size:
-        return image
-    longer = (size[0] - image.width, size[1] - image.height)
-    if min(longer) != 0:
-        raise explain(
-            what=f"the picture is {image.width}x{image.height} px, the plan is for {size[0]}x{size[1]} px",
-            where="cut_views",
-            fix="plan with the upright picture's own size: plan_slices(*image.size, config)",
-        )
-    canvas = Image.new("RGB", size, "white")
-    canvas.paste(image, (0, 0))
-    return canvas
-
-
-def to_patches(
-    view: Image.Image, patch_px: int, mean: Sequence[float], std: Sequence[float]
-) -> Float32[np.ndarray, "patches values"]:
-    """Patches of an RGB view, row by row, each flattened channel first, normalised as `(x / 255 - mean) / std`.
-
-    Shape (rows * columns, 3 * patch_px^2). Raises UserError when a side is no multiple of `patch_px`.
-    """
-    if view.width % patch_px or view.height % patch_px:
-        raise explain(
-            what=f"a view of {view.width}x{view.height} px does not divide into patches of {patch_px} px",
-            where="to_patches",
-            fix="use views of a slice plan with the same patch_px",
-        )
-    rows, columns = view.height // patch_px, view.width // patch_px
-    scale = (1 / (255 * np.asarray(std, dtype=np.float64))).astype(np.float32)
-    shift = (np.asarray(mean, dtype=np.float64) / np.asarray(std, dtype=np.float64)).astype(np.float32)
-    pixels = np.asarray(view.convert("RGB"), dtype=np.float32) * scale - shift
-    tiles = pixels.reshape(rows, patch_px, columns, patch_px, 3).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(tiles.reshape(rows * columns, 3 * patch_px * patch_px))

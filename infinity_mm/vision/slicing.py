@@ -61,6 +61,8 @@ class SliceConfig:
     align_px: int | None = None
     """Sides of views are multiples of this, in pixels; one token stands for one `align_px` square. None means
     `patch_px`; a connector that merges 2x2 patches needs `2 * patch_px`."""
+    view_tokens: int | None = None
+    """Tokens of every view, for a connector with a fixed number of queries; None: one a cell."""
     aspect_guard: AspectGuard | None = AspectGuard()
     """Limit on the aspect ratio; None plans any size as the reference does."""
 
@@ -88,6 +90,12 @@ class SliceConfig:
                 where=where,
                 fix="set max_slices to 0 (never slice) or more, usually 6 or 9",
             )
+        if self.view_tokens is not None and self.view_tokens < 1:
+            raise explain(
+                what=f"view_tokens={self.view_tokens} is not positive",
+                where=where,
+                fix="set it to the connector's number of queries, or to None",
+            )
         if self.rounding not in ("floor", "round"):
             raise explain(
                 what=f"rounding={self.rounding!r} is unknown", where=where, fix="use 'floor' or 'round'"
@@ -95,7 +103,7 @@ class SliceConfig:
 
     @property
     def cell_px(self) -> int:
-        """Side of the square that becomes one token, in pixels: `align_px`, or `patch_px` where that is None."""
+        """What view sides are multiples of, in pixels: `align_px`, or `patch_px` where that is None."""
         return self.patch_px if self.align_px is None else self.align_px
 
 
@@ -110,7 +118,9 @@ class View:
     patch_px: int
     """Side of one ViT patch, in pixels."""
     cell_px: int
-    """Side of the square that becomes one token, in pixels."""
+    """What sides are multiples of, in pixels; the square that becomes one token where `view_tokens` is None."""
+    view_tokens: int | None = None
+    """Tokens of the view whatever its size; None: one a cell."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -119,7 +129,7 @@ class View:
 
     @property
     def cells(self) -> tuple[int, int]:
-        """(columns, rows) in units of `cell_px`: the grid of tokens."""
+        """(columns, rows) in units of `cell_px`."""
         return self.width_px // self.cell_px, self.height_px // self.cell_px
 
     @property
@@ -131,7 +141,7 @@ class View:
     def num_tokens(self) -> int:
         """Tokens this view becomes after the connector, markers not counted."""
         columns, rows = self.cells
-        return columns * rows
+        return columns * rows if self.view_tokens is None else self.view_tokens
 
     @property
     def num_patches(self) -> int:
@@ -155,7 +165,9 @@ class SlicePlan:
     patch_px: int
     """Side of one ViT patch, in pixels."""
     cell_px: int
-    """Side of the square that becomes one token, in pixels."""
+    """What view sides are multiples of, in pixels."""
+    view_tokens: int | None = None
+    """Tokens of every view; None: one a cell."""
 
     @cached_property
     def views(self) -> tuple[View, ...]:
@@ -165,7 +177,13 @@ class SlicePlan:
             columns, rows = self.grid
             sizes += [self.slice_size] * (columns * rows)
         return tuple(
-            View(width_px=width, height_px=height, patch_px=self.patch_px, cell_px=self.cell_px)
+            View(
+                width_px=width,
+                height_px=height,
+                patch_px=self.patch_px,
+                cell_px=self.cell_px,
+                view_tokens=self.view_tokens,
+            )
             for width, height in sizes
         )
 
@@ -208,7 +226,7 @@ def plan_slices(width: int, height: int, config: SliceConfig) -> SlicePlan:
         overview = _fit(width, height, config, upscale=True)
         return SlicePlan(
             canvas_size=(width, height), grid=None, slice_size=None, overview_size=overview,
-            patch_px=config.patch_px, cell_px=cell,
+            patch_px=config.patch_px, cell_px=cell, view_tokens=config.view_tokens,
         )  # fmt: skip
     columns, rows = _best_grid(width, height, num_slices, config.max_slices)
     slice_size = _fit(
@@ -220,7 +238,24 @@ def plan_slices(width: int, height: int, config: SliceConfig) -> SlicePlan:
     return SlicePlan(
         canvas_size=(width, height), grid=(columns, rows), slice_size=slice_size,
         overview_size=_fit(width, height, config, upscale=False), patch_px=config.patch_px, cell_px=cell,
+        view_tokens=config.view_tokens,
     )  # fmt: skip
+
+
+def area_used(plan: SlicePlan, config: SliceConfig) -> float:
+    """Share of the views' area budget that alignment leaves: their pixels over the budget of as many full views."""
+    used = sum(view.width_px * view.height_px for view in plan.views)
+    return used / (len(plan.views) * config.scale_px**2)
+
+
+def aspect_error(plan: SlicePlan) -> float:
+    """Factor by which alignment stretches the worst view against the part of the image it shows; 1 is exact."""
+    width, height = plan.canvas_size
+    columns, rows = plan.grid or (1, 1)
+    parts = [(plan.overview_size, width / height)]
+    if plan.slice_size is not None:
+        parts.append((plan.slice_size, width / columns / (height / rows)))
+    return max(math.exp(abs(math.log(size[0] / size[1] / aspect))) for size, aspect in parts)
 
 
 def _guarded(width: int, height: int, guard: AspectGuard | None) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from infinity_mm.errors import explain
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.build import NANO, ModelSpec, build_vision_config
+from infinity_mm.model.connectors.shape import connector_shape
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.training.config import ScheduleConfig
@@ -206,7 +207,7 @@ def _processor(shape: ModelSpec) -> InfinityMMImageProcessor:
         scale_px=shape.scale_px,
         max_slices=shape.max_slices,
         patch_px=shape.patch_px,
-        merge=shape.merge,
+        merge=connector_shape(shape.connector, merge=shape.merge, queries=None).merge,
         rounding=shape.rounding,
     )
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, final
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infinity_mm.data.conversation import Conversation, Outline, Turns
@@ -58,7 +59,7 @@ class ParquetSource:
         number = bisect.bisect_right(_ends(self.path), index)
         group = _groups(self.path)[number]
         inner = index - (_ends(self.path)[number] - group.num_rows)
-        row = _row_group(group.file, group.number)[inner]
+        row: dict[str, Any] = _row_group(group.file, group.number).slice(inner, 1).to_pylist()[0]
         return Stored(
             id=str(row.get("id") or f"{Path(group.file).name}/{group.number}/{inner}"),
             images=tuple(image["bytes"] or b"" for image in row.get("images") or ()),
@@ -84,9 +85,9 @@ def _parquet(path: str) -> pq.ParquetFile:
 
 
 @lru_cache(maxsize=2)
-def _row_group(path: str, group: int) -> list[dict[str, Any]]:
-    """Rows of one row group; two are kept, because neighbouring samples share one."""
-    return _parquet(path).read_row_group(group).to_pylist()
+def _row_group(path: str, group: int) -> pa.Table:
+    """One row group; two are kept, because neighbouring samples share one."""
+    return _parquet(path).read_row_group(group)
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +68,8 @@ class TarSource:
         if _ABSENT in (json_at, image_at):
             missing = "json" if json_at == _ABSENT else "jpg"
             raise BadRow(f"no_{missing}_member", f"a sample of {name}")
-        file = _open(str(path), os.getpid())
-        text, data = Span(json_at, json_size).read(file), Span(image_at, image_size).read(file)
+        with open(path, "rb") as file:
+            text, data = Span(json_at, json_size).read(file), Span(image_at, image_size).read(file)
         try:
             row: Any = json.loads(text.decode("utf-8-sig"))
         except ValueError as error:
@@ -90,12 +90,6 @@ def _tars(path: str) -> list[tuple[str, Path]]:
     if not found:
         raise explain(what=f"no tar at {path}", where="YAML section `data`", fix="correct data[].path")
     return found
-
-
-@lru_cache(maxsize=32)
-def _open(path: str, pid: int) -> BinaryIO:
-    """One open file per process: a forked one would share its position with the parent."""
-    return open(path, "rb")
 
 
 @lru_cache(maxsize=16)

@@ -55,12 +55,12 @@ def several(turns: Turns = "causal") -> ListSource:
 def test_what_is_measured_is_what_encoding_gives(turns: Turns) -> None:
     source = several(turns)
     sample = measure(source, 0, ENCODER)
-    images = [ENCODER.image_cost(*size).tokens for size in sample.image_sizes]
+    images = [cost.tokens for cost in ENCODER.image_costs(sample.image_sizes)]
     encoded = ENCODER.encode(source[0], turns)
     assert sum(sample.tokens) + sum(images) == len(encoded.layout)
     assert sample.images == ((0, 1, 1) if turns == "causal" else (2, 0, 0))
     assert encoded.view_shapes is not None
-    shapes = [shape for size in sample.image_sizes for shape in ENCODER.image_cost(*size).view_shapes]
+    shapes = [shape for cost in ENCODER.image_costs(sample.image_sizes) for shape in cost.view_shapes]
     assert encoded.view_shapes[:, 1:].tolist() == [list(shape) for shape in shapes]
 
 
@@ -69,7 +69,7 @@ def test_the_first_exchanges_cost_what_their_prefix_costs(turns: Turns) -> None:
     source = several(turns)
     sample = measure(source, 0, ENCODER)
     num_images = sum(sample.images[:2])
-    images = [ENCODER.image_cost(*size).tokens for size in sample.image_sizes[:num_images]]
+    images = [cost.tokens for cost in ENCODER.image_costs(sample.image_sizes[:num_images])]
     cut = keep_exchanges(source[0], 1)
     assert len(cut.images) == num_images
     assert sum(sample.tokens[:2]) + sum(images) == len(ENCODER.encode(cut, turns).layout)
@@ -103,7 +103,7 @@ def test_a_sample_of_which_not_even_one_exchange_fits_is_dropped() -> None:
 
 
 def test_a_budget_of_vision_work_holds_for_samples_and_rows() -> None:
-    one_image = sum(rows * columns for rows, columns in ENCODER.image_cost(16, 16).view_shapes)
+    one_image = sum(rows * columns for rows, columns in ENCODER.image_costs([(16, 16)])[0].view_shapes)
     talks = tuple(conversation("Q?", "red", images=1, id_=str(i)) for i in range(4))
     source = ListSource((*talks, several()[0]))
     planner = plan(source, row_tokens=10_000, row_vision=2 * one_image, over_long="truncate_turns")
@@ -205,7 +205,7 @@ def test_truncation_is_the_longest_prefix_in_budget(
         image_sizes=((16, 16),) * sum(images for _, images in exchanges),
     )  # fmt: skip
     planner = plan(ToySource(size=1), row_tokens=row_tokens, over_long="truncate_turns")
-    per_image = ENCODER.image_cost(16, 16).tokens
+    per_image = ENCODER.image_costs([(16, 16)])[0].tokens
     costs = [
         head + sum(tokens + images * per_image for tokens, images in exchanges[:n])
         for n in range(1, len(exchanges) + 1)
@@ -216,6 +216,15 @@ def test_truncation_is_the_longest_prefix_in_budget(
         assert fate[:2] == (fitting[-1], costs[fitting[-1] - 1])
     else:
         assert fate[0] == "dropped"
+
+
+def test_a_model_that_does_not_pack_gets_one_sample_a_row() -> None:
+    class Alone(Encoder):
+        packs = False
+
+    planner = plan(ToySource(size=5), row_tokens=1000)
+    planner.encoder = Alone(processor())
+    assert [len(row) for row in planner.window(0, 0, 0).rows] == [1] * 5
 
 
 def test_an_unknown_over_long_sample_is_named_with_its_source() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from toy_data import ToySource, conversation, processor
 
 from infinity_mm.data.encode import Encoded, Encoder
-from infinity_mm.data.packing import balanced_fit, best_fit, block_mask, join, pack
+from infinity_mm.data.packing import balanced_fit, best_fit, join, pack
 from infinity_mm.errors import UserError
 
 
@@ -40,25 +40,6 @@ def test_every_sample_is_in_one_row_and_no_row_is_over_a_budget(
     assert sorted(i for row in rows for i in row) == list(range(len(samples)))
     assert all(sum(lengths[i] for i in row) <= 50 for row in rows)
     assert row_cost is None or all(sum(costs[i] for i in row) <= row_cost for row in rows)
-
-
-def test_the_mask_is_causal_within_a_sample_and_a_branch() -> None:
-    sample_ids = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0]])
-    branch_ids = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 0]])
-    assert block_mask(sample_ids, branch_ids).int().tolist() == [
-        [
-            [
-                [1, 0, 0, 0, 0, 0, 0, 0],
-                [1, 1, 0, 0, 0, 0, 0, 0],
-                [1, 1, 1, 0, 0, 0, 0, 0],
-                [0, 0, 0, 1, 0, 0, 0, 0],
-                [0, 0, 0, 1, 1, 0, 0, 0],
-                [0, 0, 0, 1, 1, 1, 0, 0],
-                [0, 0, 0, 1, 0, 0, 1, 0],
-                [0, 0, 0, 0, 0, 0, 0, 1],
-            ]
-        ]
-    ]
 
 
 def test_rows_have_equal_vision_work_where_that_costs_no_row() -> None:

@@ -17,10 +17,11 @@ from transformers import AutoModelForImageTextToText
 
 from infinity_mm.data.conversation import Conversation, Message, Outline, keep_exchanges
 from infinity_mm.data.encode import IGNORE, Encoded
-from infinity_mm.data.packing import Packed, block_mask, pack
+from infinity_mm.data.packing import Packed, pack
 from infinity_mm.errors import UserError
 from infinity_mm.families import FAMILIES, family_of
 from infinity_mm.families.base import Limits, part_of
+from infinity_mm.model.attention import DENSE
 from infinity_mm.training.loss import local_loss
 
 STOCK: dict[str, Any] = {name: FAMILIES[name] for name in NAMES}
@@ -67,7 +68,8 @@ def packed(name: str, *rows: list[Encoded]) -> Packed:
 def logits(name: str, batch: Packed) -> Tensor:
     return module(name)(
         input_ids=batch.input_ids,
-        attention_mask=block_mask(batch.sample_ids, batch.branch_ids),
+        sample_ids=batch.sample_ids,
+        branch_ids=batch.branch_ids,
         position_ids=batch.position_ids,
         pixel_values=batch.pixel_values,
         view_shapes=batch.view_shapes,
@@ -153,6 +155,30 @@ def test_packing_is_exact(name: str) -> None:
 
 
 @each_family
+@pytest.mark.parametrize("backend", [b for b in DENSE if b != "sdpa"])
+def test_packing_is_exact_with_every_backend_that_reads_a_mask(name: str, backend: str) -> None:
+    rows = [samples(name, *THREE), samples(name, replace(THREE[0], images=(picture(99),)), *THREE[1:])]
+    first = len(rows[0][0].layout)
+    wanted = logits(name, packed(name, rows[0]))
+    module(name).model.set_attn_implementation(backend)
+    try:
+        before, after = (logits(name, packed(name, row)) for row in rows)
+    finally:
+        module(name).model.set_attn_implementation("sdpa")
+    assert (before[0, first:] - after[0, first:]).abs().max() == 0.0
+    assert (before - wanted)[0, :-3].abs().max() < 1e-4  # the last three are padding
+
+
+def test_a_backend_without_a_mask_is_refused() -> None:
+    module("qwen3_vl").model.config.get_text_config()._attn_implementation = "flex_attention"
+    try:
+        with pytest.raises(UserError, match="'flex_attention' reads no mask of packed rows"):
+            logits("qwen3_vl", packed("qwen3_vl", samples("qwen3_vl", THREE[2])))
+    finally:
+        module("qwen3_vl").model.set_attn_implementation("sdpa")
+
+
+@each_family
 def test_branches_equal_separate_samples(name: str) -> None:
     c = THREE[0]
     branches = encoder(name).encode(c, "independent")
@@ -214,9 +240,7 @@ def test_rows_are_planned_without_pixels(name: str, turns: Any) -> None:
         cost = encoder(name).measure(outline, turns)
         for number in range(1, len(cost.tokens)):
             num_images = sum(cost.images[: number + 1])
-            images = [
-                encoder(name).image_cost(*size, num_images) for size in outline.image_sizes[:num_images]
-            ]
+            images = encoder(name).image_costs(outline.image_sizes[:num_images])
             sample = encoder(name).encode(keep_exchanges(c, number), turns)
             assert len(sample.layout) == sum(cost.tokens[: number + 1]) + sum(i.tokens for i in images)
             shapes = [] if sample.view_shapes is None else sample.view_shapes[:, 1:].tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from infinity_mm.config import build
-from infinity_mm.data.packing import block_mask, pack
+from infinity_mm.data.packing import pack
 from infinity_mm.errors import UserError
 from infinity_mm.families import FAMILIES
 from infinity_mm.training.config import SftConfig
@@ -105,7 +105,8 @@ def logits(name: str, model: Any) -> Tensor:
         family.trainable(model)
         .eval()(
             input_ids=batch.input_ids,
-            attention_mask=block_mask(batch.sample_ids, batch.branch_ids),
+            sample_ids=batch.sample_ids,
+            branch_ids=batch.branch_ids,
             position_ids=batch.position_ids,
             pixel_values=batch.pixel_values,
             view_shapes=batch.view_shapes,

@@ -1,5 +1,7 @@
 """The model: loss, masks, images, training without a cache."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch.nn import functional
 from infinity_mm.errors import UserError
 from infinity_mm.model.build import build_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
+from infinity_mm.model.processor import InfinityMMProcessor
 
 
 def batch(sizes: list[tuple[int, int]], texts: list[str]) -> dict[str, Tensor]:
@@ -242,3 +245,44 @@ def test_building_is_deterministic_and_leaves_the_random_state_alone() -> None:
 def test_the_head_is_the_embedding() -> None:
     model, _ = model_and_processor()
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+CONNECTOR_FORMS = [
+    {"connector": "mlp"},
+    {"connector": "pixel_unshuffle_mlp", "merge": 4},
+    {"connector": "region_resampler", "connector_queries": 9},
+    {"connector": "perceiver", "connector_queries": 5},
+]
+
+
+@pytest.mark.parametrize("form", CONNECTOR_FORMS, ids=str)
+def test_with_every_connector_a_batch_of_images_equals_one_at_a_time(form: dict[str, Any]) -> None:
+    model, processor = build_model(replace(TINY, **form), tokenizer())
+    pictures = [picture(64, 64), picture(100, 40, seed=1), picture(64, 64, seed=2)]
+    together = processor(images=pictures, text=[prompt(3)], return_tensors="pt")
+    assert len(together["view_shapes"].unique(dim=0)) > 3
+    with torch.no_grad():
+        features = model.get_image_features(
+            together["pixel_values"], together["view_shapes"], return_dict=False
+        )
+        logits = model(**together).logits
+        for one, feature in zip(pictures, features, strict=True):
+            alone = processor.image_processor(one, return_tensors="pt")
+            (expected,) = model.get_image_features(
+                alone["pixel_values"], alone["view_shapes"], return_dict=False
+            )
+            assert torch.allclose(feature, expected, atol=1e-5)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("form", CONNECTOR_FORMS, ids=str)
+def test_every_connector_survives_saving(form: dict[str, Any], tmp_path: Path) -> None:
+    model, processor = build_model(replace(TINY, **form), tokenizer())
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = InfinityMMForConditionalGeneration.from_pretrained(tmp_path).eval()
+    inputs = InfinityMMProcessor.from_pretrained(tmp_path)(
+        images=[picture(100, 40)], text=[prompt(1)], return_tensors="pt"
+    )
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)

@@ -8,14 +8,15 @@ from torch import Tensor
 from toy_run import TWO, conversation, model_and_encoder, three_samples
 
 from infinity_mm.data.encode import IGNORE, Encoded
-from infinity_mm.data.packing import Packed, block_mask, pack
+from infinity_mm.data.packing import Packed, pack
 from infinity_mm.training.loss import Weighting, label_weights, local_loss, total_weight
 
 
 def logits(model: Any, batch: Packed) -> Tensor:
     return model(
         input_ids=batch.input_ids,
-        attention_mask=block_mask(batch.sample_ids, batch.branch_ids),
+        sample_ids=batch.sample_ids,
+        branch_ids=batch.branch_ids,
         position_ids=batch.position_ids,
         pixel_values=batch.pixel_values,
         view_shapes=batch.view_shapes,

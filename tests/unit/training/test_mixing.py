@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from toy_run import tiny_config
 
 from infinity_mm.config import build
 from infinity_mm.data.ledger import account
 from infinity_mm.data.quarantine import read_quarantine
+from infinity_mm.data.sources import build_source
 from infinity_mm.errors import UserError
 from infinity_mm.training.config import SftConfig
 from infinity_mm.training.sft import train
@@ -98,6 +100,17 @@ def test_keys_that_do_not_fit_each_other_are_refused(
              "global_batch_rows": 1, "micro_batch_rows": 1, "steps": 1}  # fmt: skip
     with pytest.raises(UserError, match=problem):
         build(SftConfig, plain | changes)
+
+
+def test_the_mixture_of_the_page_on_training_data_is_a_configuration() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "training_data.md").read_text()
+    keys = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    plain = {"out_dir": "x", "model": {"path": "x"}, "row_tokens": 8, "global_batch_rows": 1,
+             "micro_batch_rows": 1, "steps": 1}  # fmt: skip
+    config = build(SftConfig, plain | keys)
+    assert [source.name for source in config.data] == ["stage3", "own", "web", "gold"]
+    for source in config.data:
+        build_source(source.kind, source.options)
 
 
 def test_a_phase_of_a_decay_needs_a_schedule_that_decays(tmp_path: Path) -> None:

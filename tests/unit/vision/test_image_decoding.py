@@ -1,4 +1,4 @@
-"""Decoding of untrusted bytes, cutting into views, and patches."""
+"""Decoding of untrusted bytes to upright RGB."""
 
 import io
 import pickle
@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infinity_mm.errors import UserError
-from infinity_mm.vision.images import NOTE, BadImage, cut_views, decode_image, to_patches, upright_rgb
-from infinity_mm.vision.slicing import AspectGuard, SliceConfig, plan_slices
+from infinity_mm.vision.images import NOTE, BadImage, decode_image, upright_rgb
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -174,50 +172,20 @@ def test_hostile_bytes_give_a_picture_or_a_bad_image(data: bytes, prefix: bytes)
         assert decode_image(prefix + data).mode == "RGB"
 
 
-def test_slices_come_from_the_whole_picture_row_by_row() -> None:
-    picture = Image.new("RGB", (128, 128))
-    corners = [RED, GREEN, (0, 0, 255), (255, 255, 255)]
-    for index, colour in enumerate(corners):
-        picture.paste(
-            colour, (64 * (index % 2), 64 * (index // 2), 64 * (index % 2) + 64, 64 * (index // 2) + 64)
-        )
-    plan = plan_slices(128, 128, SliceConfig(scale_px=64, max_slices=4, patch_px=8))
-    views = cut_views(picture, plan)
-    assert [view.size for view in views] == [view.size for view in plan.views]
-    assert [view.getpixel((32, 32)) for view in views[1:]] == corners
+def test_an_upright_rgb_picture_is_not_copied() -> None:
+    picture = Image.new("RGB", (2, 1), RED)
+    assert upright_rgb(picture) is picture
 
 
-def test_padded_canvas_is_white_below_the_picture() -> None:
-    config = SliceConfig(
-        scale_px=64, max_slices=0, patch_px=8, aspect_guard=AspectGuard(max_aspect=1.0, action="pad")
-    )
-    (view,) = cut_views(Image.new("RGB", (64, 32), RED), plan_slices(64, 32, config))
-    assert view.getpixel((32, 8)) == RED
-    assert view.getpixel((32, 56)) == (255, 255, 255)
+def test_metadata_is_dropped_and_the_callers_picture_keeps_it() -> None:
+    picture = Image.new("RGB", (2, 1), RED)
+    picture.info["comment"] = "from a camera"
+    assert upright_rgb(picture).info == {}
+    assert picture.info == {"comment": "from a camera"}
 
 
-def test_a_plan_for_another_size_is_refused() -> None:
-    plan = plan_slices(128, 128, SliceConfig(scale_px=64, max_slices=4, patch_px=8))
-    for size in [(128, 130), (127, 127), (130, 128)]:
-        with pytest.raises(UserError, match="plan is for 128x128"):
-            cut_views(Image.new("RGB", size), plan)
-
-
-def test_patches_are_row_major_and_channel_first() -> None:
-    view = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
-    patches = to_patches(view, 2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    assert patches.shape == (6, 12)
-    assert patches.dtype == np.float32
-    # Second patch of the first row: pixels (row 0..1, column 2..3), red first.
-    assert (patches[1] * 255).round().tolist() == [6, 9, 24, 27, 7, 10, 25, 28, 8, 11, 26, 29]
-
-
-def test_patches_are_normalised_per_channel() -> None:
-    view = Image.new("RGB", (2, 2), (0, 128, 255))
-    patches = to_patches(view, 2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.25))
-    assert patches[0, [0, 4, 8]] == pytest.approx([-1.0, 2 * 128 / 255 - 1, 2.0], abs=1e-6)
-
-
-def test_a_view_that_does_not_divide_into_patches_is_refused() -> None:
-    with pytest.raises(UserError, match="does not divide"):
-        to_patches(Image.new("RGB", (10, 8)), 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+def test_a_rotation_that_was_set_in_memory_is_applied_to_a_copy() -> None:
+    picture = Image.new("RGB", (2, 1), RED)
+    picture.getexif()[0x0112] = 6
+    assert upright_rgb(picture).size == (1, 2)
+    assert picture.size == (2, 1)

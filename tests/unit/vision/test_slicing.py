@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinity_mm.errors import UserError
-from infinity_mm.vision.slicing import AspectGuard, SliceConfig, plan_slices
+from infinity_mm.vision.slicing import AspectGuard, SliceConfig, area_used, aspect_error, plan_slices
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "uhd_slicing.json"
 VARIANT = re.compile(r"(uhd_jul2024_floor|minicpmv_round)_s(\d+)_m(\d+)$")
@@ -89,6 +90,42 @@ def test_merging_cells_count_tokens_apart_from_patches() -> None:
     assert [view.patches for view in plan.views] == [(8, 8)] * 5
     assert [view.cells for view in plan.views] == [(4, 4)] * 5
     assert (plan.num_patches, plan.num_tokens) == (320, 80)
+
+
+def test_a_fixed_number_of_tokens_a_view_replaces_cells() -> None:
+    plan = plan_slices(672, 1008, SliceConfig(scale_px=336, max_slices=6, view_tokens=64))
+    assert [view.num_tokens for view in plan.views] == [64] * 7
+    assert (plan.num_tokens, plan.num_patches) == (7 * 64, 29 * 19 + 6 * 24 * 24)
+
+
+def test_area_used_is_what_alignment_leaves_of_the_budget() -> None:
+    exact = SliceConfig(scale_px=392, max_slices=6, align_px=28)
+    assert area_used(plan_slices(392, 392, exact), exact) == 1
+    coarse = SliceConfig(scale_px=378, max_slices=6, align_px=28)  # 364 x 364 is the next multiple
+    assert area_used(plan_slices(378, 378, coarse), coarse) == pytest.approx((364 / 378) ** 2)
+
+
+def test_aspect_error_is_the_stretch_of_the_worst_view() -> None:
+    config = SliceConfig(scale_px=392, max_slices=6, align_px=28)
+    assert aspect_error(plan_slices(392, 392, config)) == 1
+    plan = plan_slices(1000, 500, config)
+    assert (plan.grid, plan.slice_size, plan.overview_size) == ((3, 1), (308, 476), (532, 252))
+    assert aspect_error(plan) == pytest.approx(max(532 / 252 / 2, (2 / 3) / (308 / 476)))
+
+
+@pytest.mark.parametrize(
+    ("scale_px", "align_px", "area", "stretch"),
+    [(378, 14, 0.9, 1.08), (392, 28, 0.85, 1.13), (448, 56, 0.74, 1.26)],
+)
+def test_presets_keep_area_and_aspect(scale_px: int, align_px: int, area: float, stretch: float) -> None:
+    # The figures of docs/model.md: images of aspect up to 4.
+    config = SliceConfig(scale_px=scale_px, max_slices=6, align_px=align_px)
+    rng = random.Random(0)
+    for _ in range(500):
+        side, aspect = 2 ** rng.uniform(8, 11.5), 2 ** rng.uniform(-2, 2)
+        plan = plan_slices(int(side * aspect**0.5), int(side / aspect**0.5), config)
+        assert area_used(plan, config) > area
+        assert aspect_error(plan) < stretch
 
 
 @pytest.mark.parametrize("max_slices", [0, 1])

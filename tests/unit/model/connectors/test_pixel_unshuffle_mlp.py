@@ -1,10 +1,9 @@
 """Pixel unshuffle: which patches meet in one token."""
 
 import pytest
-import torch
 
 from infinity_mm.errors import UserError
-from infinity_mm.model.connector import PixelUnshuffleMLP, neighbour_order
+from infinity_mm.model.connectors.pixel_unshuffle_mlp import neighbour_order
 
 
 def test_the_patches_of_a_square_stand_together() -> None:
@@ -13,13 +12,12 @@ def test_the_patches_of_a_square_stand_together() -> None:
     assert order.tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 10, 11]
 
 
+def test_sixteen_patches_become_one_token() -> None:
+    assert neighbour_order([[0, 4, 8]], merge=4)[:8].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
 def test_a_merge_of_one_keeps_reading_order() -> None:
     assert neighbour_order([[0, 2, 3]], merge=1).tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_one_token_per_square() -> None:
-    connector = PixelUnshuffleMLP(vision_dim=8, text_dim=6, merge=2, hidden_dim=5)
-    assert connector(torch.zeros(12, 8), torch.tensor([[0, 2, 4], [1, 2, 2]])).shape == (3, 6)
 
 
 def test_an_odd_side_cannot_be_merged() -> None:

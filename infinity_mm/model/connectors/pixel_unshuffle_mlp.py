@@ -1,28 +1,22 @@
-"""Connectors between vision tower and language model, by name.
+"""Squares of neighbouring patches become one token each: 2x2 by default, 4x4 with `merge: 4`.
 
 Legend: P patches of all views, V views, K tokens of all views (P / merge^2), D vision width, E text width.
 """
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from infinity_mm.errors import explain
+from infinity_mm.model.connectors.mlp import MLP
 
 
-class PixelUnshuffleMLP(nn.Module):
+class PixelUnshuffleMLP(MLP):
     """Merge squares of patches by concatenation, then two linear layers with a GELU.
 
     Source: pixel-unshuffle MLP as in InternVL 1.5 (arXiv 2404.16821, section 3.1); LLaVA-UHD v4 (arXiv 2605.08985)
     finds it ahead of a resampler in every setting it compares.
     """
-
-    def __init__(self, *, vision_dim: int, text_dim: int, merge: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.merge = merge
-        self.up = nn.Linear(vision_dim * merge**2, hidden_dim)
-        self.act = nn.GELU()
-        self.down = nn.Linear(hidden_dim, text_dim)
 
     def forward(
         self, features_PD: Float[Tensor, "P D"], view_shapes: Int[Tensor, "V 3"]
@@ -30,7 +24,7 @@ class PixelUnshuffleMLP(nn.Module):
         """One token per square of `merge` x `merge` patches, in reading order within each view."""
         order_P = neighbour_order(view_shapes.tolist(), self.merge).to(features_PD.device)
         merged = features_PD[order_P].reshape(-1, features_PD.shape[-1] * self.merge**2)
-        return self.down(self.act(self.up(merged)))
+        return super().forward(merged, view_shapes)
 
 
 def neighbour_order(view_shapes: list[list[int]], merge: int) -> Int[Tensor, " P"]:
@@ -55,7 +49,3 @@ def _order_of_one(rows: int, columns: int, merge: int) -> Int[Tensor, " n"]:
         )
     index = torch.arange(rows * columns).view(rows // merge, merge, columns // merge, merge)
     return index.transpose(1, 2).reshape(-1)
-
-
-CONNECTORS: dict[str, type[PixelUnshuffleMLP]] = {"pixel_unshuffle_mlp": PixelUnshuffleMLP}
-"""Every connector by the name `InfinityMMConfig.connector` uses."""
