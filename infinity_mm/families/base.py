@@ -62,6 +62,10 @@ class Family(Protocol):
         """What belongs to which part."""
         ...
 
+    def idle(self, config: Any) -> tuple[str, ...]:
+        """Prefixes of parameters that no output depends on; they stay frozen, as no gradient ever reaches them."""
+        ...
+
     @property
     def packs(self) -> bool:
         """Whether packed samples are proven not to see each other; if not, every row holds one sample."""

@@ -31,6 +31,10 @@ class InfinityMM:
     packs = True
     notation = NOTATION
 
+    def idle(self, config: Any) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def load(self, folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Model and processor."""
         settings = {"dtype": torch.float32, **options}

@@ -33,6 +33,15 @@ class LlavaOnevision(StockFamily):
     }
     notation = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=100, fraction=True)
 
+    def idle(self, config: Any) -> tuple[str, ...]:
+        """SigLIP's pooling head, and what comes after the layer whose features are taken."""
+        tower, num_layers = "model.vision_tower.", config.vision_config.num_hidden_layers
+        taken = config.vision_feature_layer
+        # Features 0 are the embeddings, features n what layer n - 1 gives; -1 counts from the end.
+        used = max(n % (num_layers + 1) for n in ([taken] if isinstance(taken, int) else taken))
+        layers = tuple(f"{tower}encoder.layers.{number}." for number in range(used, num_layers))
+        return (f"{tower}head.", f"{tower}post_layernorm.", *layers)
+
     def plan(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> list[ImagePlan]:
         """Tiles for a single image, one square each for several."""
         return [self._plan(processor, *size, len(sizes)) for size in sizes]

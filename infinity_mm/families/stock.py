@@ -82,6 +82,10 @@ class StockFamily(ABC):
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """See `Family.limit`."""
 
+    def idle(self, config: Any) -> tuple[str, ...]:
+        """None, but in families that say so."""
+        return ()
+
     def vision_cost(self, config: Any) -> Callable[[int, int], int]:
         """A tile is a view of 1 x 1, and all tiles are alike."""
         vision = config.vision_config

@@ -24,11 +24,13 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() == 2 and not any(end in name for end in ("embed", "lm_head", "lora_"))
 
 
-def freeze(model: nn.Module, config: SftConfig, parts: Parts) -> None:
-    """Switch gradients off in frozen parts and on in all others; with adapters, peft has already done it."""
+def freeze(model: nn.Module, config: SftConfig, parts: Parts, idle: tuple[str, ...] = ()) -> None:
+    """Switch gradients off in frozen parts and `idle` parameters, on in all others; with adapters, peft has already
+    done it."""
     if config.lora is None:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not _group_config(config, part_of(name, parts)).freeze)
+            frozen = name.startswith(idle) or _group_config(config, part_of(name, parts)).freeze
+            parameter.requires_grad_(not frozen)
 
 
 def build_optimizer(model: nn.Module, config: SftConfig, parts: Parts) -> torch.optim.Optimizer:

@@ -175,7 +175,7 @@ def _save_final(target: Path, started: Started, config: SftConfig) -> None:
 def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> None:
     """Freeze parts, choose the attention kernel, and move to the device."""
     model = started.model
-    freeze(model, config, started.family.parts)
+    freeze(model, config, started.family.parts, started.family.idle(model.config))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.precision == "bf16" and accelerator.device.type == "cpu":

@@ -201,9 +201,18 @@ def test_a_text_only_batch_reaches_every_parameter(name: str) -> None:
     model.eval()
     without = {key for key, p in model.model.named_parameters() if p.grad is None}
     model.zero_grad(set_to_none=True)
-    # OneVision's last vision layers are not used at all: features come from a layer before them.
-    assert {part_of(key, STOCK[name].parts) for key in without} <= {"vision_tower"}
-    assert not any("patch_embed" in key or "layers.0." in key or "blocks.0." in key for key in without)
+    idle = STOCK[name].idle(config(name))
+    assert without == {key for key, _ in model.model.named_parameters() if key.startswith(idle)}
+
+
+@pytest.mark.parametrize(
+    ("taken", "idle_layers"), [(-1, []), (-2, [1]), (1, [1]), ([0, -3], [0, 1]), ([1, 2], [])]
+)
+def test_layers_after_the_one_whose_features_are_taken_are_idle(taken: Any, idle_layers: list[int]) -> None:
+    onevision = config("llava_onevision")
+    onevision.vision_feature_layer = taken
+    idle = STOCK["llava_onevision"].idle(onevision)
+    assert [n for n in range(2) if f"model.vision_tower.encoder.layers.{n}." in idle] == idle_layers
 
 
 @each_family

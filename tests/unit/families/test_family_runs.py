@@ -154,6 +154,14 @@ def test_names_that_transformers_changes_are_given_back(start: Path, tmp_path: P
 
 
 @each_family
+def test_a_resumed_run_equals_an_uninterrupted_one(name: str, start: Path, tmp_path: Path) -> None:
+    train(run(start, name, tmp_path / "whole", steps=3), quiet=True)
+    train(run(start, name, tmp_path / "parts", steps=1), quiet=True)
+    train(run(start, name, tmp_path / "parts", steps=3), quiet=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@each_family
 def test_frozen_parts_stay_as_they_were(name: str, start: Path, tmp_path: Path) -> None:
     frozen = {"vision_tower": {"freeze": True}, "language_model": {"freeze": True}}
     result = train(run(start, name, tmp_path, steps=1, save_every_steps=9, **frozen), quiet=True)
