@@ -282,9 +282,8 @@ class WithLoss(nn.Module):
             assert view_shapes is not None
             images = self.family.inputs(model.config, pixel_values, view_shapes)
         backend = model.config.get_text_config()._attn_implementation
-        if (
-            backend not in DENSE
-        ):  # the others read arguments that a stock model hands to its vision tower, too
+        # The other backends read arguments that a stock model hands to its vision tower, too.
+        if backend not in DENSE:
             raise explain(
                 what=f"attn_implementation={backend!r} reads no mask of packed rows in this family",
                 where=f"family {self.family.model_type}",

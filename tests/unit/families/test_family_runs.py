@@ -264,3 +264,23 @@ def test_trains_in_bfloat16_with_recomputed_activations(name: str, start: Path, 
     changes = {"precision": "bf16", "gradient_checkpointing": True, "lora": {"base": "bfloat16"}}
     near = train(run(start, name, tmp_path / "near", steps=1, **changes), quiet=True).loss
     assert near == pytest.approx(exact, rel=0.05)
+
+
+def test_adapters_work_on_our_own_model_too(start: Path, tmp_path: Path) -> None:
+    sizes = {
+        "vision_hidden": 32, "vision_layers": 1, "vision_heads": 1, "vision_mlp": 32, "patch_px": 8,
+        "scale_px": 16, "text_hidden": 32, "text_layers": 1, "text_heads": 1, "text_kv_heads": 1, "text_mlp": 32,
+    }  # fmt: skip
+    scratch = {"model": {"build": sizes, "tokenizer": {"vocab_size": 300, "num_samples": 3}}}
+    ours = train(run(start, "", tmp_path / "ours", **scratch), quiet=True).model_dir
+    assert ours is not None
+    changes = {"model": {"path": str(ours)}, "lora": {"merge": True}}
+    merged = train(run(start, "", tmp_path / "merged", **changes), quiet=True).model_dir
+    assert merged is not None
+    assert losses(tmp_path / "merged")[-1] < losses(tmp_path / "merged")[0]
+    before, after = tensors(ours), tensors(merged)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert before.keys() == after.keys()
+    assert {key.rpartition(".")[0].rpartition(".")[2] for key in changed} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
