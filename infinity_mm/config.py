@@ -51,6 +51,11 @@ def load_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -
     Raises `UserError` for an unreadable file, an unknown key (with the nearest name), a wrong type
     or a missing required value.
     """
+    return build(cls, read_config(path, overrides), where=str(path))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping of a YAML file with `key.sub=value` overrides, for what takes it apart before building."""
     file = Path(path)
     if not file.is_file():
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.yaml")], n=1)
@@ -59,7 +64,10 @@ def load_config(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -
             where="--config",
             fix=f"did you mean {file.parent / near[0]}?" if near else "give the path of a YAML file",
         )
-    return build(cls, read_yaml(file), overrides=overrides, where=str(file))
+    data = read_yaml(file)
+    for override in overrides:
+        _apply(data, override)
+    return data
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

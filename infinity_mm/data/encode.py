@@ -61,6 +61,10 @@ class Layout:
     branch_ids: list[int]
     """0 on what all branches share, 1, 2, ... on the branches; all 0 in a causal conversation."""
     num_images: int
+    domain: str = "default"
+    """Label of the conversation, for counting."""
+    source: str = ""
+    """Name of its source."""
 
     def __len__(self) -> int:
         """Positions it takes in a row."""

@@ -32,15 +32,17 @@ class LoaderState:
     """Where the next optimiser step begins, and what the steps so far were made of."""
 
     step: int = 0
-    """Steps so far; it decides the phase of the mixture."""
+    """Steps so far; it decides the phase of the mixture that the next step takes."""
+    phase: int = 0
+    """Phase that the place below belongs to; where the next step is of another one, that begins at its beginning."""
     epoch: int = 0
     window: int = 0
     row: int = 0
     """Index among the rows of the window."""
     chain: str = ""
     """Hash over the sample ids of all steps so far."""
-    before: tuple[int, int, int, str] = (0, 0, 0, "")
-    """Epoch, window, row and chain one step ago: enough to check that this state still means what it meant."""
+    before: tuple[int, int, int, int, str] = (0, 0, 0, 0, "")
+    """Phase, epoch, window, row and chain one step ago: enough to check that this state still means what it meant."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "before", tuple(self.before))  # JSON has lists only
@@ -126,7 +128,8 @@ class EncodedRows(Dataset[tuple[Packed, tuple[Drop, ...]]]):
             return _spoiled(planned, one_line(error))
         if len(sample.layout) != planned.tokens:
             return _spoiled(planned, f"{len(sample.layout)} tokens where {planned.tokens} were planned")
-        return sample
+        labels = {"domain": conversation.domain, "source": planned.source}
+        return replace(sample, layout=replace(sample.layout, **labels))
 
 
 def _spoiled(planned: Planned, reason: str) -> Drop:
@@ -183,8 +186,8 @@ class RowLoader:
         state = self.state
         if not state.step:
             return
-        epoch, window, row, chain = state.before
-        last = LoaderState(step=state.step - 1, epoch=epoch, window=window, row=row, chain=chain)
+        phase, epoch, window, row, chain = state.before
+        last = LoaderState(step=state.step - 1, phase=phase, epoch=epoch, window=window, row=row, chain=chain)
         again = next(self.plans(last, ahead=False))[1].next
         if again != state:
             raise explain(
@@ -206,14 +209,16 @@ class RowLoader:
         self, state: LoaderState, ahead: bool
     ) -> Iterator[tuple[list[PlannedRow], StepBatch]]:
         """Ends with the phase."""
-        planner, phases = self.planner, self.planner.phases
-        phase = phase_at(phases, state.step)
-        last_step = phases[phase + 1].from_step - 1 if phase + 1 < len(phases) else None
+        planner = self.planner
+        phase = phase_at(planner.phases, state.step)
         batch: list[PlannedRow] = []
         opened: list[SampleKey] = []
         dropped: list[Drop] = []
         skip, num_empty = state.row, 0
         numbers = planner.numbers(phase, state.epoch, state.window)
+        if phase != state.phase:
+            dropped += self._left_over(state)
+            skip, numbers = 0, planner.numbers(phase, 0, 0)
         ordered, to_plan = itertools.tee(numbers)
         windows = in_workers(
             PlannedWindows(planner), to_plan, min(1, self.config.num_workers) if ahead else 0
@@ -233,10 +238,7 @@ class RowLoader:
                 batch.append(window.rows[r])
                 if len(batch) < self.config.global_batch_rows:
                     continue
-                ends = state.step == last_step
-                if ends:
-                    dropped += [_unused(sample) for row in window.rows[r + 1 :] for sample in row]
-                state = _next(state, batch, (0, 0, 0) if ends else (epoch, number, r + 1))
+                state = _next(state, batch, (phase, epoch, number, r + 1))
                 yield (
                     batch,
                     StepBatch(
@@ -247,28 +249,36 @@ class RowLoader:
                         dropped=tuple(dropped),
                     ),
                 )
-                if ends:
+                if phase_at(planner.phases, state.step) != phase:
                     return
                 batch, opened, dropped = [], [], []
             skip = 0
+
+    def _left_over(self, state: LoaderState) -> list[Drop]:
+        """What a phase that ended did not come to in its last window."""
+        if not state.row:
+            return []
+        window = self.planner.window(state.phase, state.epoch, state.window)
+        return [
+            Drop(sample.key, sample.source, sample.id, "dropped", "the phase of the mixture ended")
+            for row in window.rows[state.row :]
+            for sample in row
+        ]
 
     def _own_rows(self, costs: Sequence[int]) -> list[list[int]]:
         return assign(costs, self.world_size, self.rank, self.config.micro_batch_rows)
 
 
-def _unused(sample: Planned) -> Drop:
-    return Drop(sample.key, sample.source, sample.id, "dropped", "the phase of the mixture ended")
-
-
-def _next(state: LoaderState, batch: Sequence[PlannedRow], place: tuple[int, int, int]) -> LoaderState:
+def _next(state: LoaderState, batch: Sequence[PlannedRow], place: tuple[int, int, int, int]) -> LoaderState:
     """The state after a step of these rows."""
-    epoch, window, row = place
+    phase, epoch, window, row = place
     ids = sorted(f"{sample.source}/{sample.id}" for row in batch for sample in row)
     return LoaderState(
         step=state.step + 1,
+        phase=phase,
         epoch=epoch,
         window=window,
         row=row,
         chain=digest(state.chain, *ids),
-        before=(state.epoch, state.window, state.row, state.chain),
+        before=(state.phase, state.epoch, state.window, state.row, state.chain),
     )

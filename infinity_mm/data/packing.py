@@ -46,6 +46,10 @@ class Packed:
     """How many of the views belong to each row."""
     ids: tuple[tuple[str, ...], ...]
     """Sample ids of each row."""
+    domains: tuple[tuple[str, ...], ...]
+    """The same samples' domains."""
+    sources: tuple[tuple[str, ...], ...]
+    """The same samples' sources."""
 
     @property
     def num_labels(self) -> int:
@@ -89,6 +93,8 @@ def join(batches: Sequence[Packed]) -> Packed:
         view_shapes=torch.cat(shapes) if shapes else None,
         views_per_row=tuple(count for batch in batches for count in batch.views_per_row),
         ids=tuple(ids for batch in batches for ids in batch.ids),
+        domains=tuple(domains for batch in batches for domains in batch.domains),
+        sources=tuple(sources for batch in batches for sources in batch.sources),
     )
 
 
@@ -183,4 +189,6 @@ def _pack_row(row: Sequence[Encoded], row_tokens: int, pad_id: int) -> Packed:
         view_shapes=torch.cat(shapes) if shapes else None,
         views_per_row=(sum(len(part) for part in shapes),),
         ids=(tuple(layout.id for layout in layouts),),
+        domains=(tuple(layout.domain for layout in layouts),),
+        sources=(tuple(layout.source for layout in layouts),),
     )

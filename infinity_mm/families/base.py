@@ -30,6 +30,8 @@ Parts = Mapping[Part, tuple[str, ...]]
 class Limits:
     """How large images may become; None keeps what the checkpoint says."""
 
+    scale_px: int | None = None
+    """Side of the square whose area one view may have."""
     max_slices: int | None = None
     """Most slices or tiles of an image, the overview not counted."""
     min_pixels: int | None = None

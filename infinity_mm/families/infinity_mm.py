@@ -42,11 +42,13 @@ class InfinityMM:
         return model, InfinityMMProcessor.from_pretrained(folder)
 
     def limit(self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits) -> None:
-        """Slices of one image."""
+        """Slices of one image, and their size."""
         limits.refuse(self.model_type, "min_pixels", "max_pixels")
-        if limits.max_slices is not None:
-            image_processor = cast(InfinityMMProcessor, processor).image_processor
-            model.config.max_slices = image_processor.max_slices = limits.max_slices
+        for key in ("scale_px", "max_slices"):
+            value = getattr(limits, key)
+            if value is not None:
+                setattr(model.config, key, value)
+                setattr(cast(InfinityMMProcessor, processor).image_processor, key, value)
 
     def encoder(self, processor: ProcessorMixin) -> RowEncoder:
         """Our own encoder."""

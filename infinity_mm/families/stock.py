@@ -20,7 +20,6 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.conversation import (
@@ -37,6 +36,7 @@ from infinity_mm.errors import explain, need
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.template import ChatTemplate
 from infinity_mm.model.attention import DENSE, packed_attention
+from infinity_mm.model.cross_entropy import token_losses
 from infinity_mm.model.modeling import InfinityMMOutput
 from infinity_mm.record import digest
 from infinity_mm.vision.images import upright_rgb
@@ -260,6 +260,9 @@ class WithLoss(nn.Module):
     def __init__(self, family: StockFamily, model: PreTrainedModel) -> None:
         super().__init__()
         self.family, self.model = family, model
+        self._no_split_modules = (
+            model._no_split_modules
+        )  # where a model may be cut is read from the outermost module
 
     def forward(
         self,
@@ -302,8 +305,12 @@ class WithLoss(nn.Module):
             hidden_RTE = hidden_RTE + 0.0 * self._blank(input_ids.device)
         next_labels = labels[:, 1:]
         labelled = next_labels != IGNORE
-        logits = model.lm_head(hidden_RTE[:, :-1][labelled])
-        losses_M = functional.cross_entropy(logits.float(), next_labels[labelled], reduction="none")
+        losses_M = token_losses(
+            model.lm_head,
+            hidden_RTE[:, :-1][labelled],
+            next_labels[labelled],
+            vocab_size=model.lm_head.out_features,
+        )
         weights_M = torch.ones_like(losses_M) if loss_weights is None else loss_weights[:, 1:][labelled]
         divisor = weights_M.sum().clamp(min=1e-6) if num_items_in_batch is None else num_items_in_batch
         return InfinityMMOutput(loss=(losses_M * weights_M).sum() / divisor, token_losses=losses_M.detach())

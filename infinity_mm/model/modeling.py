@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
@@ -22,6 +21,7 @@ from infinity_mm.errors import explain
 from infinity_mm.model.attention import VARLEN, check_gradients, kernel_mask, packed_attention
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.connectors.registry import CONNECTORS
+from infinity_mm.model.cross_entropy import token_losses
 from infinity_mm.model.fusion import check_counts, fuse
 from infinity_mm.model.vision_tower import VisionTower
 
@@ -127,9 +127,12 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         sample_ids: Int[Tensor, "B T"] | None = None,
         branch_ids: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
+        every_part: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states for text with images.
+
+        With `every_part` the vision tower and connector run even where there is no image, and change nothing.
 
         `attention_mask` is (B, T) for padding, or (B, 1, T, T) boolean with True = attend, which reaches the attention
         kernel as it is. `sample_ids` and `branch_ids` stand in its place for packed rows: each attention backend then
@@ -151,6 +154,8 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
             )
         if image_features is not None:
             inputs_embeds = self._with_images(input_ids, inputs_embeds, image_features)
+        elif every_part:
+            inputs_embeds = inputs_embeds + 0.0 * self._blank_view(inputs_embeds.device)
         packed = sample_ids is not None
         return self.language_model(
             inputs_embeds=inputs_embeds,
@@ -160,6 +165,14 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
             **self._who_attends(attention_mask, sample_ids, branch_ids, inputs_embeds),
             **kwargs,
         )
+
+    def _blank_view(self, device: torch.device) -> Float[Tensor, ""]:
+        """A number made of the smallest view there is. Added zero times where a batch has no image, so that every
+        parameter takes part in every loss: processes that share gradients or weights wait for each other."""
+        merge, (vision, _) = self.config.merge, _sub_configs(self.config)
+        pixels_PF = torch.zeros(merge**2, vision.num_channels * vision.patch_size**2, device=device)
+        shapes = torch.tensor([[0, merge, merge]])
+        return self.connector(self.vision_tower(pixels_PF, shapes), shapes).sum()
 
     def _with_images(
         self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Sequence[Tensor]
@@ -272,6 +285,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
             sample_ids=sample_ids,
             branch_ids=branch_ids,
             use_cache=use_cache if labels is None else False,
+            every_part=labels is not None,
             **kwargs,
         )
         hidden_BTE = outputs.last_hidden_state
@@ -294,8 +308,12 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         """Cross entropy in float32 of each position whose next token has a label."""
         next_labels = labels[:, 1:]
         labelled = next_labels != IGNORED_LABEL
-        logits = self.lm_head(hidden_BTE[:, :-1][labelled])
-        return functional.cross_entropy(logits.float(), next_labels[labelled], reduction="none")
+        return token_losses(
+            self.lm_head,
+            hidden_BTE[:, :-1][labelled],
+            next_labels[labelled],
+            vocab_size=self.lm_head.weight.shape[0],
+        )
 
     def prepare_inputs_for_generation(
         self,

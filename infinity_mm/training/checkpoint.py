@@ -1,5 +1,6 @@
 """Checkpoints that appear whole or not at all, and hold no pickles.
 
+    model, optimiser --gather--> tensors of the main process
     model, processor --HF folder--> checkpoint-N.partial --rename--> checkpoint-N
     optimiser, trainer state --safetensors, JSON--> checkpoint-N/trainer/
 
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +28,7 @@ from infinity_mm.errors import explain
 from infinity_mm.families.names import restore_names
 from infinity_mm.storage.files import whole_folder
 from infinity_mm.training import lora
+from infinity_mm.training.sharding import like, whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,35 +53,134 @@ class TrainerState:
     """Of the mixture."""
     config: dict[str, Any]
     """The resolved configuration."""
+    skipped: int = 0
+    """Samples of steps that were left out for a bad loss."""
+    recent_losses: tuple[float, ...] = ()
+    """What the next loss is compared with."""
+    held_out_loss: float | None = None
+    """Loss on held-out data, if it was measured after just this step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A run's tensors in CPU memory; empty on all processes but the main one."""
+
+    model: dict[str, Tensor]
+    """By the names of the model's state; tied weights are one tensor."""
+    optimizer: dict[str, Tensor]
+    """Optimiser state by parameter name: `<parameter>/<exp_avg, exp_avg_sq, step>`."""
+
+
+def gather(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    keep: bool,
+    copy: bool = False,
+    trained_only: bool = False,
+) -> Weights:
+    """All tensors of a run, or of its model the trained ones; every process must call it, those with `keep` get them.
+
+    With `copy` they share no memory with the run, which may then go on.
+    """
+    same: dict[int, Tensor] = {}
+
+    def fetch(tensor: Tensor) -> Tensor:
+        if id(tensor) not in same:
+            gathered = whole(tensor)
+            if keep:
+                gathered = gathered.to("cpu", copy=copy).contiguous()
+            same[id(tensor)] = gathered if keep else gathered.new_empty(0)
+        return same[id(tensor)]
+
+    # keep_vars: the parameters themselves, by which tied ones are known.
+    of_model = {
+        name: fetch(tensor)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.requires_grad or not trained_only
+    }
+    of_optimizer = {
+        f"{name}/{key}": fetch(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    return Weights(model=of_model, optimizer=of_optimizer) if keep else Weights(model={}, optimizer={})
 
 
 def save_checkpoint(
     out_dir: Path,
     *,
+    weights: Weights,
     model: PreTrainedModel,
     adapter: Any = None,
     processor: ProcessorMixin,
-    optimizer: torch.optim.Optimizer,
     state: TrainerState,
     keep_last: int,
 ) -> Path:
-    """Write `checkpoint-<step>` and remove the oldest beyond `keep_last`; of a model with adapters, these alone."""
+    """Write `checkpoint-<step>`, of a model with adapters these alone; of older ones the last `keep_last` and the best
+    stay."""
     target = out_dir / f"checkpoint-{state.step}"
     with whole_folder(target) as folder:
-        model.save_pretrained(folder) if adapter is None else lora.save(adapter, folder)
+        if adapter is None:
+            model.save_pretrained(folder, state_dict=weights.model)
+        else:
+            lora.save(adapter, folder, weights.model)
         processor.save_pretrained(folder)
         trainer = folder / "trainer"
         trainer.mkdir()
-        save_file(optimizer_tensors(model, optimizer), trainer / "optimizer.safetensors")
+        save_file(weights.optimizer, trainer / "optimizer.safetensors")
         (trainer / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    best = best_checkpoint(out_dir)
     for old in checkpoints(out_dir)[:-keep_last]:
-        shutil.rmtree(old)
+        if old != best:
+            shutil.rmtree(old)
     return target
+
+
+def best_checkpoint(out_dir: Path) -> Path | None:
+    """The checkpoint with the lowest held-out loss; None where none was measured."""
+    measured = [
+        (loss, -read_state(path).step, path)
+        for path in checkpoints(out_dir)
+        if (loss := read_state(path).held_out_loss) is not None
+    ]
+    return min(measured)[2] if measured else None
+
+
+@final
+class Writer:
+    """Runs one job at a time, in the background or at once; a failure is raised by the next call."""
+
+    def __init__(self, *, background: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
+        self._job: Future[Any] | None = None
+
+    def run(self, job: Callable[[], Any]) -> None:
+        """Do the job once the one before is done."""
+        self.wait()
+        if self._thread is None:
+            job()
+        else:
+            self._job = self._thread.submit(job)
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
 
 
 def save_model(
     target: Path,
     *,
+    tensors: dict[str, Tensor],
     model: PreTrainedModel,
     processor: ProcessorMixin,
     dtype: str,
@@ -89,11 +191,11 @@ def save_model(
     `names`: those of the checkpoint it came from, which it gets back where transformers changes them.
     """
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    converted: dict[int, torch.Tensor] = {}  # by storage: tied weights stay tied, and are written once
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    converted: dict[int, Tensor] = {}  # tied weights stay tied, and are written once
+    for tensor in tensors.values():
         dtype_now = torch_dtype if tensor.is_floating_point() else tensor.dtype
-        tensors[name] = converted.setdefault(tensor.data_ptr(), tensor.to(dtype_now))
+        converted.setdefault(id(tensor), tensor.to(dtype_now))
+    tensors = {name: converted[id(tensor)] for name, tensor in tensors.items()}
     before = model.config.dtype
     with whole_folder(target) as folder:
         try:
@@ -105,10 +207,12 @@ def save_model(
         processor.save_pretrained(folder)
 
 
-def save_adapter(target: Path, *, adapter: Any, processor: ProcessorMixin) -> None:
+def save_adapter(
+    target: Path, *, tensors: dict[str, Tensor], adapter: Any, processor: ProcessorMixin
+) -> None:
     """Write the final adapters."""
     with whole_folder(target) as folder:
-        lora.save(adapter, folder)
+        lora.save(adapter, folder, tensors)
         processor.save_pretrained(folder)
 
 
@@ -126,20 +230,12 @@ def checkpoints(out_dir: Path) -> list[Path]:
 def read_state(checkpoint: Path) -> TrainerState:
     """The trainer state of a checkpoint."""
     data = json.loads((checkpoint / "trainer" / "state.json").read_text(encoding="utf-8"))
-    return TrainerState(**{**data, "loader": LoaderState(**data["loader"])})
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state by parameter name: `<parameter>/<exp_avg, exp_avg_sq, step>`."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
-    return tensors
+    own = {"loader": LoaderState(**data["loader"]), "recent_losses": tuple(data["recent_losses"])}
+    return TrainerState(**{**data, **own})
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """The inverse of `optimizer_tensors`; raises UserError when a trained parameter is missing."""
+    """Optimiser state as `gather` named it; raises UserError when a trained parameter is missing."""
     tensors = load_file(checkpoint / "trainer" / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -151,18 +247,14 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
                 where=str(checkpoint / "trainer" / "optimizer.safetensors"),
                 fix="resume with the same parts frozen, or start a new run with model.path",
             )
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        optimizer.state[parameter] = {key: like(value, parameter) for key, value in state.items()}
 
 
 def refuse_other_run(
     state: TrainerState, config: dict[str, Any], fingerprint: str, may_change: frozenset[str]
 ) -> None:
     """Raise UserError when a run would be resumed with another configuration or other data."""
-    changed = [
-        difference
-        for key in sorted({*state.config, *config} - may_change)
-        for difference in _differences(key, state.config.get(key), config.get(key))
-    ]
+    changed = changes(state.config, config, may_change)
     if not changed and state.data_fingerprint != fingerprint:
         changed = ["the data itself (fingerprint of the sources)"]
     if changed:
@@ -173,6 +265,15 @@ def refuse_other_run(
             fix="choose a new out_dir, or undo the change; "
             f"without a new run only these may change: {', '.join(sorted(may_change))}",
         )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], may_change: frozenset[str]) -> list[str]:
+    """`key: 1 -> 2` for every value that differs, but for the keys that may."""
+    return [
+        difference
+        for key in sorted({*before, *now} - may_change)
+        for difference in _differences(key, before.get(key), now.get(key))
+    ]
 
 
 def _differences(name: str, before: Any, after: Any) -> list[str]:

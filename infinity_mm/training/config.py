@@ -10,6 +10,12 @@ from infinity_mm.errors import explain
 from infinity_mm.model.build import ModelSpec
 
 
+def _at_least_one(config: object, where: str, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise explain(what=f"{name}={getattr(config, name)}", where=where, fix="give at least 1")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """One data source of the mixture."""
@@ -56,6 +62,9 @@ class StartConfig:
 
     path: str | None = None
     """Checkpoint folder with model and processor."""
+    scale_px: int | None = None
+    """Used with `path` only: side of the square whose area one view may have from now on, in pixels; None keeps the
+    checkpoint's."""
     max_slices: int | None = None
     """Used with `path` only: most slices of an image from now on, 0 for the overview alone; None keeps the
     checkpoint's."""
@@ -133,24 +142,81 @@ class GroupConfig:
 class ScheduleConfig:
     """Learning rate over the run, as a factor of each group's peak."""
 
-    name: Literal["wsd", "cosine", "constant"] = "wsd"
-    """`wsd`: warm up, stay, decay at the end (MiniCPM); `cosine`: warm up, half a cosine; `constant`: warm up, stay."""
+    name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """`wsd`: warm up, stay, decay at the end (MiniCPM); `cosine`: warm up, half a cosine; `linear`: warm up, a straight
+    line down; `constant`: warm up, stay."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
+    warmup_fraction: float = 0.0
+    """The same as a share of the run, where `warmup_steps` is 0."""
     decay_fraction: float = 0.2
     """Last part of the run over which `wsd` decays."""
     decay_steps: int | None = None
     """The same in steps; goes before `decay_fraction`."""
+    decay: Literal["exponential", "linear", "one_minus_sqrt"] = "exponential"
+    """How `wsd` goes down. `one_minus_sqrt`: 1 - sqrt(share of the decay that is done), steep at first."""
     final_ratio: float = 0.1
-    """Factor at the end of `wsd` and `cosine`."""
+    """Factor at the end of `wsd`, `cosine` and `linear`."""
+    branch_from: Path | None = None
+    """A checkpoint of another run, in its stable phase: this run takes its model, optimiser, step and place in the
+    data, and decays. The other run may go on. The result is that of a run that had this schedule from the start."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay_fraction <= 1 or not 0 <= self.final_ratio <= 1:
+        for name in ("warmup_fraction", "decay_fraction", "final_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise explain(
+                    what=f"{name}={getattr(self, name)}",
+                    where="YAML section `schedule`",
+                    fix="give a number between 0 and 1",
+                )
+        if self.name == "wsd" and self.decay == "exponential" and self.final_ratio == 0:
             raise explain(
-                what=f"decay_fraction={self.decay_fraction}, final_ratio={self.final_ratio}",
+                what="an exponential decay never arrives at final_ratio=0",
                 where="YAML section `schedule`",
-                fix="both lie between 0 and 1",
+                fix="set decay: linear or one_minus_sqrt, or a final_ratio above 0",
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpikeConfig:
+    """What happens to a step whose loss is not finite or far above the last ones; decided before the optimiser."""
+
+    action: Literal["stop", "skip", "rewind"] = "stop"
+    """`stop`: end the run and name the samples. `skip`: leave the step's gradient out and list its samples in
+    skipped.jsonl. `rewind`: the same, and weights and optimiser go back to the last copy in memory."""
+    factor: float | None = None
+    """A loss above this many times the median of the last `window` losses is a spike; None: only a loss or gradient
+    that is not finite counts."""
+    window: int = 50
+    """Losses the median is taken of; before that many steps nothing is a spike."""
+    snapshot_every_steps: int = 50
+    """Steps between two copies in the memory of the CPU; used by `rewind` only."""
+    max_in_a_row: int = 5
+    """So many bad steps one after the other stop the run whatever `action` is."""
+
+    def __post_init__(self) -> None:
+        if self.factor is not None and self.factor <= 1:
+            raise explain(
+                what=f"spike.factor={self.factor}",
+                where="YAML section `spike`",
+                fix="give a number above 1, for example 2",
+            )
+        _at_least_one(self, "YAML section `spike`", "window", "snapshot_every_steps", "max_in_a_row")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutConfig:
+    """A loss measured every so often on data that is not trained on."""
+
+    data: tuple[DataConfig, ...]
+    """The mixture to measure on."""
+    every_steps: int
+    """Steps between two measurements; there is always one at the end."""
+    rows: int = 64
+    """Packed rows measured, always the same ones; a multiple of processes x micro_batch_rows."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "YAML section `held_out`", "every_steps", "rows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,8 +265,11 @@ class SftConfig:
     """Train adapters; all else is then frozen. The parts' learning rates hold for what is trained in them."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
-    loss_weighting: Literal["token", "square_root"] = "token"
-    """`token`: every supervised token counts 1; `square_root`: an answer of n tokens counts sqrt(n)."""
+    loss_weighting: Literal["token", "square_root", "sample"] = "token"
+    """`token`: every supervised token counts 1; `square_root`: an answer of n tokens counts sqrt(n); `sample`: a sample
+    counts 1."""
+    neftune_alpha: float = 0.0
+    """Strength of uniform noise on text embeddings in training (NEFTune, arXiv 2310.05914), usually 5; 0: none."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: orthogonal momentum for hidden matrices, AdamW for the rest; see `training/muon.py`."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -213,6 +282,12 @@ class SftConfig:
     """`bf16`: matrix products in bfloat16, weights and optimiser in float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the layers of language model and vision tower with torch.compile."""
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
+    """What happens to a step with a bad loss."""
+    held_out: HeldOutConfig | None = None
+    """Loss on other data during the run."""
     seed: int = 0
     """Seed of sample order and of everything random in a step."""
     num_workers: int = 2
@@ -222,11 +297,15 @@ class SftConfig:
     save_every_steps: int = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = 2
-    """Checkpoints kept."""
+    """Checkpoints kept; beside them, with `held_out`, the one with the lowest held-out loss."""
+    save_in_background: bool = False
+    """Write checkpoints from a copy in CPU memory while training goes on."""
     log_every_steps: int = 10
     """Steps between progress lines; metrics.jsonl has every step."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (needs the `train` extra)."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Also report to these, through accelerate; TensorBoard needs the `train` extra, the others their own package."""
+    peak_flops: float | None = None
+    """Operations a second one process's device could do at best, for MFU; None: known GPUs have theirs from a table."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the final model's weights; checkpoints are always float32."""
 
@@ -253,20 +332,15 @@ class SftConfig:
                 where="training configuration",
                 fix="set steps for a source without end, epochs for a finite data set",
             )
-        for name in (
+        counts = (
             "row_tokens",
             "global_batch_rows",
             "micro_batch_rows",
             "window",
             "save_every_steps",
             "keep_last",
-        ):
-            if getattr(self, name) < 1:
-                raise explain(
-                    what=f"{name}={getattr(self, name)}",
-                    where="training configuration",
-                    fix="give at least 1",
-                )
+        )
+        _at_least_one(self, "training configuration", *counts)
         if self.lora is not None:
             if self.model.path is None:
                 raise explain(
@@ -295,8 +369,9 @@ def source_name(number: int, source: DataConfig) -> str:
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
-        "out_dir", "steps", "epochs", "micro_batch_rows", "gradient_checkpointing", "num_workers", "threads",
-        "save_every_steps", "keep_last", "log_every_steps", "tensorboard", "save_dtype", "index_dir", "quarantine",
+        "out_dir", "steps", "epochs", "micro_batch_rows", "gradient_checkpointing", "compile", "num_workers", "threads",
+        "held_out", "save_every_steps", "save_in_background", "keep_last", "log_every_steps", "trackers", "peak_flops",
+        "save_dtype", "spike", "index_dir", "quarantine",
     }
 )  # fmt: skip
 """Keys that change speed, length or output, but not what a step computes."""

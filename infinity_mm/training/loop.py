@@ -1,6 +1,6 @@
 """The training loop, on accelerate.
 
-StepBatch --count labels (all processes)--> micro-steps: loss, backward --> clip --> AdamW --> metrics, checkpoint
+StepBatch --count labels (all processes)--> micro-steps: loss, backward --guard--> clip, AdamW --> metrics, checkpoint
 """
 
 from __future__ import annotations
@@ -15,19 +15,32 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from infinity_mm.data.loader import RowLoader, StepBatch
 from infinity_mm.data.packing import Packed
 from infinity_mm.errors import explain
-from infinity_mm.record import seed_for
+from infinity_mm.model.flops import ModelSizes
+from infinity_mm.record import digest, seed_for
 from infinity_mm.training.checkpoint import TrainerState
 from infinity_mm.training.config import SftConfig
+from infinity_mm.training.guard import Guard
 from infinity_mm.training.loss import count_labels, local_loss, total_weight
 from infinity_mm.training.metrics import StepMetrics
-from infinity_mm.training.optim import set_lr
+from infinity_mm.training.monitor import (
+    LossTally,
+    clip,
+    everywhere,
+    gradient_norms,
+    mean_losses,
+    memory_gb,
+    samples_of,
+    step_flops,
+)
+from infinity_mm.training.noise import EmbeddingNoise
+from infinity_mm.training.optim import set_lr, trained_parts
 from infinity_mm.training.schedule import lr_factor
+from infinity_mm.training.sharding import is_sharded
 
 
 @dataclass
@@ -51,83 +64,131 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls; the main process writes, the others pass empty functions."""
+    """What the loop calls on every process; some do their work on the main one only."""
 
     log: Callable[[StepMetrics], None]
-    drops: Callable[[StepBatch], None]
+    fates: Callable[[StepBatch], None]
     save: Callable[[TrainerState], None]
+    skipped: Callable[[int, str, list[str]], None]
+    """(step, problem, ids of its samples): the optimiser left this step out."""
+    held_out_loss: Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What changes while learning."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    """As the processes share it."""
+    optimizer: torch.optim.Optimizer
+    noise: EmbeddingNoise
+    guard: Guard
+    sizes: ModelSizes | None
+    """For counting operations; None where there is no formula for the model."""
+    peak_flops: float | None
+    """Operations a second of all devices at best."""
 
 
 def run_steps(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loader: RowLoader,
-    state: TrainerState,
-    config: SftConfig,
-    hooks: Hooks,
-    stop: Stop,
+    learner: Learner, loader: RowLoader, state: TrainerState, config: SftConfig, hooks: Hooks, stop: Stop
 ) -> TrainerState:
     """Train until `state.total_steps` or a request to stop; returns where the run stands."""
-    model.train()
+    accelerator, optimizer, guard = learner.accelerator, learner.optimizer, learner.guard
+    learner.model.train()
     batches = iter(loader)
     while state.step < state.total_steps:
         start = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - start
-        *sums, weight = _total(accelerator, _counts(batch, stop, config))
+        *sums, weight = _total(accelerator, _counts(batch, stop, config, learner.sizes))
         factor = lr_factor(config.schedule, state.step, state.total_steps)
         set_lr(optimizer, factor)
         _seed(config.seed, state.step, accelerator)
-        loss = _backward(accelerator, model, batch.micro_batches, weight, config)
-        norm = _clip(accelerator, model, config.grad_clip)
-        if not math.isfinite(loss + norm):
-            raise _not_finite(accelerator, state.step, loss, norm, batch)
-        optimizer.step()
+        loss, tally = _backward(learner, batch.micro_batches, weight, config)
+        norms = gradient_norms(optimizer)
+        norm = math.hypot(*norms.values())
+        parts = everywhere(accelerator, (samples_of(batch.micro_batches), tally.totals()))
+        ids = sorted(id_ for own, _ in parts for id_ in own)
+        by_label = mean_losses(totals for _, totals in parts)
+        step, problem = state.step + 1, guard.problem(loss, norm)
+        if problem is None:
+            clip(optimizer, norms, config.grad_clip)
+            optimizer.step()
+            guard.passed(step, loss)
+        else:
+            if guard.must_stop():
+                raise _bad_step(step, problem, ids)
+            hooks.skipped(step, problem, ids)
         optimizer.zero_grad(set_to_none=True)
-        hooks.drops(batch)
-        labels, samples, images, tokens, asked = map(int, sums)
+        hooks.fates(batch)
+        labels, samples, images, tokens, asked, useful, padding = map(int, sums)
+        seconds = time.perf_counter() - start
         state = replace(
             state,
-            step=state.step + 1,
+            step=step,
             loader=batch.next,
             samples=state.samples + samples,
             tokens=state.tokens + tokens,
             images=state.images + images,
             dropped=state.dropped + len(batch.dropped),
+            skipped=state.skipped + (samples if problem else 0),
+            recent_losses=guard.recent_losses,
+            held_out_loss=hooks.held_out_loss() if _is_measured(config, step, state.total_steps) else None,
         )
+        speed = useful / seconds
         hooks.log(
             StepMetrics(
-                step=state.step,
+                step=step,
                 loss=loss,
                 grad_norm=norm,
                 lr=factor,
                 rows=config.global_batch_rows,
                 samples=samples,
+                samples_digest=digest(*ids)[:16],
                 images=images,
                 tokens=tokens,
                 labels=labels,
                 fill=tokens / (config.global_batch_rows * config.row_tokens),
                 wait_s=waited,
-                step_s=time.perf_counter() - start,
+                step_s=seconds,
+                tokens_per_s=tokens / seconds,
+                images_per_s=images / seconds,
+                loss_by_domain=by_label["domain"],
+                loss_by_source=by_label["source"],
+                grad_norm_by_part=norms,
+                memory_gb=memory_gb(accelerator.device),
+                flops_per_s=speed if learner.sizes else None,
+                padding_flops_per_s=padding / seconds if learner.sizes else None,
+                mfu=speed / learner.peak_flops if learner.sizes and learner.peak_flops else None,
+                problem=problem,
+                held_out_loss=state.held_out_loss,
             )
         )
-        if asked or state.step % config.save_every_steps == 0 or state.step == state.total_steps:
+        if asked or step % config.save_every_steps == 0 or step == state.total_steps:
             hooks.save(state)
         if asked:
             break
     return state
 
 
-def _counts(batch: StepBatch, stop: Stop, config: SftConfig) -> list[float]:
-    """This process's (supervised tokens, samples, images, tokens, request to stop, weight of the loss)."""
+def _is_measured(config: SftConfig, step: int, total_steps: int) -> bool:
+    held_out = config.held_out
+    return held_out is not None and (step % held_out.every_steps == 0 or step == total_steps)
+
+
+def _counts(batch: StepBatch, stop: Stop, config: SftConfig, sizes: ModelSizes | None) -> list[float]:
+    """This process's (supervised tokens, samples, images, tokens, request to stop, useful operations, operations on
+    padding, weight of the loss)."""
     micro = batch.micro_batches
+    flops = (0, 0) if sizes is None else step_flops(sizes, micro, trained_parts(config))
     return [
         count_labels(micro),
         sum(len(ids) for b in micro for ids in b.ids),
         sum(b.num_images for b in micro),
         sum(b.num_tokens for b in micro),
         int(stop.asked.is_set()),
+        *flops,
         total_weight(micro, config.loss_weighting),
     ]
 
@@ -144,30 +205,27 @@ def _total(accelerator: Accelerator, counts: list[float]) -> list[float]:
 
 
 def _backward(
-    accelerator: Accelerator, model: nn.Module, batches: Sequence[Packed], weight: float, config: SftConfig
-) -> float:
-    """Gradients of the step's mean loss, whose weights sum to `weight`; returns that loss, summed over processes."""
-    total = torch.zeros((), device=accelerator.device)
+    learner: Learner, batches: Sequence[Packed], weight: float, config: SftConfig
+) -> tuple[float, LossTally]:
+    """Gradients of the step's mean loss, whose weights sum to `weight`; that loss, summed over processes, and where
+    it came from in this one."""
+    accelerator, model = learner.accelerator, learner.model
+    total, tally = torch.zeros((), device=accelerator.device), LossTally()
     for number, batch in enumerate(batches, 1):
-        last = number == len(batches)
-        with nullcontext() if last else accelerator.no_sync(model):
-            loss = local_loss(
-                model,
-                batch.to(accelerator.device),
-                total_weight=weight,
-                weighting=config.loss_weighting,
+        # Sharded gradients are summed at once: whole ones of all parameters would not fit.
+        shared_now = number == len(batches) or is_sharded()
+        with nullcontext() if shared_now else accelerator.no_sync(model):
+            batch = batch.to(accelerator.device)
+            learner.noise.begin(batch.sample_ids)
+            loss, token_losses_M = local_loss(
+                model, batch, total_weight=weight or 1.0, weighting=config.loss_weighting
             )
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
+        tally.add(batch, token_losses_M)
     summed = total if accelerator.num_processes == 1 else accelerator.reduce(total, reduction="sum")
     assert isinstance(summed, Tensor)
-    return float(summed)
-
-
-def _clip(accelerator: Accelerator, model: nn.Module, grad_clip: float) -> float:
-    """Clip and return the gradient's norm before it."""
-    norm = accelerator.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    return float(norm) if norm is not None else 0.0
+    return float(summed), tally
 
 
 def _seed(seed: int, step: int, accelerator: Accelerator) -> None:
@@ -175,14 +233,11 @@ def _seed(seed: int, step: int, accelerator: Accelerator) -> None:
     torch.manual_seed(seed_for(seed, "training-step", f"{step}/{accelerator.process_index}"))
 
 
-def _not_finite(
-    accelerator: Accelerator, step: int, loss: float, norm: float, batch: StepBatch
-) -> ValueError:
+def _bad_step(step: int, problem: str, ids: Sequence[str]) -> ValueError:
     """The error that stops the run before the optimiser is touched."""
-    own = [id_ for micro in batch.micro_batches for ids in micro.ids for id_ in ids]
-    ids = own if accelerator.num_processes == 1 else gather_object(own)
     return explain(
-        what=f"step {step + 1}: loss {loss}, gradient norm {norm}; the optimiser was not stepped",
+        what=f"step {step}: {problem}; the optimiser was not stepped",
         where="samples of the step: " + ", ".join(ids),
-        fix="look at these samples; lower lr or grad_clip, or use precision: fp32; the last checkpoint is intact",
+        fix="look at these samples; lower lr or grad_clip, or use precision: fp32; spike.action: skip or rewind "
+        "goes on without them; the last checkpoint is intact",
     )

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from infinity_mm.errors import explain, need
@@ -71,10 +72,11 @@ def load(model: PreTrainedModel, folder: Path) -> Any:
     return _peft().PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
-def save(adapter: Any, folder: Path) -> None:
-    """Write adapters in peft's format."""
+def save(adapter: Any, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write adapters in peft's format; `tensors` are the trained ones, by the model's own names."""
+    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
     # By default peft asks the base model's repository whether the vocabulary has grown; here it never does.
-    adapter.save_pretrained(folder, save_embedding_layers=False)
+    adapter.save_pretrained(folder, state_dict=named, save_embedding_layers=False)
 
 
 def merged(family: Family, base: Path, folder: Path) -> PreTrainedModel:

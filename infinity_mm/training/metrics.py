@@ -1,19 +1,16 @@
-"""What a run reports: a line on the terminal, `metrics.jsonl`, and TensorBoard events if asked for."""
+"""What a run reports: a line on the terminal, `metrics.jsonl`, and trackers if asked for."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
 from rich.console import Console
-
-from infinity_mm.errors import need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +27,8 @@ class StepMetrics:
     """Factor of the schedule."""
     rows: int
     samples: int
+    samples_digest: str
+    """Hash of the ids of these samples, so that two runs can be compared."""
     images: int
     tokens: int
     """Padding left out."""
@@ -40,7 +39,28 @@ class StepMetrics:
     wait_s: float
     """Seconds this process waited for data."""
     step_s: float
-    """Seconds of the whole step, waiting included."""
+    """Seconds of the whole step, waiting included, measuring held-out loss and saving not."""
+    tokens_per_s: float
+    images_per_s: float
+    loss_by_domain: dict[str, float] = field(default_factory=dict)
+    """Mean cross entropy per supervised token, unweighted."""
+    loss_by_source: dict[str, float] = field(default_factory=dict)
+    """The same by name of the source."""
+    grad_norm_by_part: dict[str, float] = field(default_factory=dict)
+    """Before clipping."""
+    memory_gb: dict[str, float] = field(default_factory=dict)
+    """Of the main process: `rss_peak`, and on a GPU `device_peak`."""
+    flops_per_s: float | None = None
+    """Operations a second for tokens and images of all processes: vision tower, connector, language model and head,
+    forward and backward, nothing recomputed; None where there is no formula for the model."""
+    padding_flops_per_s: float | None = None
+    """Operations a second that went into padding."""
+    mfu: float | None = None
+    """`flops_per_s` over the peak of all devices."""
+    problem: str | None = None
+    """Why the optimiser left this step out."""
+    held_out_loss: float | None = None
+    """Measured after this step."""
 
 
 class Reporter:
@@ -53,26 +73,40 @@ class Reporter:
         total_steps: int,
         first_step: int,
         every: int,
-        tensorboard: bool,
+        track: Callable[[dict[str, float], int], None] | None = None,
         quiet: bool = False,
     ) -> None:
+        """`track` takes flat values and the step, for example `Accelerator.log`."""
         self._total, self._every = total_steps, max(1, every)
         self._recent: deque[StepMetrics] = deque(maxlen=max(20, every))
         self._console = Console(quiet=quiet, soft_wrap=True)
         self._file = out_dir / "metrics.jsonl"
-        _forget_later_steps(self._file, first_step)
-        self._events = _tensorboard(out_dir / "tensorboard", first_step) if tensorboard else None
+        self._skipped = out_dir / "skipped.jsonl"
+        for file in (self._file, self._skipped):
+            _forget_later_steps(file, first_step)
+        self._track = track
 
     def log(self, metrics: StepMetrics) -> None:
         """Record one step; print every so often."""
         self._recent.append(metrics)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
-        if self._events is not None:
-            for key in ("loss", "grad_norm", "lr", "fill", "step_s", "wait_s"):
-                self._events.add_scalar(f"train/{key}", getattr(metrics, key), metrics.step)
+        if self._track is not None:
+            self._track(flat(metrics), metrics.step)
         if metrics.step % self._every == 0 or metrics.step == self._total:
             self._console.print(self.line(metrics), highlight=False)
+        if metrics.held_out_loss is not None:
+            self._console.print(
+                f"step {metrics.step}  held-out loss {metrics.held_out_loss:.4f}", highlight=False
+            )
+
+    def skipped(self, step: int, problem: str, ids: list[str]) -> None:
+        """A step the optimiser left out."""
+        with self._skipped.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "problem": problem, "ids": ids}) + "\n")
+        self._console.print(
+            f"step {step} is left out: {problem}; its samples are in {self._skipped}", highlight=False
+        )
 
     def line(self, metrics: StepMetrics) -> str:
         """The progress line: rates are means over the last steps."""
@@ -82,25 +116,20 @@ class Reporter:
             return sum(getattr(m, name) for m in self._recent) / max(seconds, 1e-9)
 
         left = (self._total - metrics.step) * seconds / len(self._recent)
-        loss = sum(m.loss for m in self._recent) / len(self._recent)
+        good = [m.loss for m in self._recent if m.problem is None] or [metrics.loss]
+        loss = sum(good) / len(good)
         waiting = sum(m.wait_s for m in self._recent) / max(seconds, 1e-9)
         return (
             f"step {metrics.step}/{self._total}  loss [bold]{loss:.4f}[/bold]  lr x{metrics.lr:.3f}  "
             f"grad {metrics.grad_norm:.2f}  {rate('rows'):.1f} rows/s  {rate('images'):.0f} images/s  "
             f"{rate('tokens'):.0f} tokens/s  fill {metrics.fill:.1%}  waiting {waiting:.0%}  "
+            f"{_speed(metrics)}"
             f"left {time.strftime('%H:%M:%S', time.gmtime(left))}"
         )
 
     def say(self, text: str) -> None:
         """A line for people."""
         self._console.print(text, highlight=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._events is not None:
-            self._events.close()
 
 
 def _forget_later_steps(path: Path, first_step: int) -> None:
@@ -111,9 +140,18 @@ def _forget_later_steps(path: Path, first_step: int) -> None:
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def _tensorboard(folder: Path, first_step: int) -> Any:
-    try:
-        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-    except ImportError as error:
-        raise need("tensorboard", extra="train", purpose="tensorboard: true") from error
-    return writer(str(folder), purge_step=first_step + 1)
+def _speed(metrics: StepMetrics) -> str:
+    if metrics.mfu is not None:
+        return f"MFU {metrics.mfu:.1%}  "
+    return "" if metrics.flops_per_s is None else f"{metrics.flops_per_s / 1e12:.2f} TFLOP/s  "
+
+
+def flat(metrics: StepMetrics) -> dict[str, float]:
+    """Every number under one name, as trackers want them."""
+    values: dict[str, float] = {}
+    for name, value in dataclasses.asdict(metrics).items():
+        if isinstance(value, dict):
+            values |= {f"{name}/{key}": inner for key, inner in value.items()}
+        elif isinstance(value, (int, float)) and name != "step":
+            values[f"train/{name}"] = value
+    return values

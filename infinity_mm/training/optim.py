@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from infinity_mm.families.base import Part, Parts, part_of
+from infinity_mm.families.base import PARTS, Part, Parts, part_of
 from infinity_mm.training.config import GroupConfig, SftConfig
 from infinity_mm.training.muon import Muon
 
@@ -31,6 +31,11 @@ def freeze(model: nn.Module, config: SftConfig, parts: Parts, idle: tuple[str, .
         for name, parameter in model.named_parameters():
             frozen = name.startswith(idle) or _group_config(config, part_of(name, parts)).freeze
             parameter.requires_grad_(not frozen)
+
+
+def trained_parts(config: SftConfig) -> list[str]:
+    """Parts that are not frozen."""
+    return [part for part in PARTS if not _group_config(config, part).freeze]
 
 
 def build_optimizer(model: nn.Module, config: SftConfig, parts: Parts) -> torch.optim.Optimizer:

@@ -8,31 +8,41 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
-from infinity_mm.config import to_plain
+from infinity_mm.config import build, to_plain
+from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.ledger import Ledger, account
 from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch
 from infinity_mm.data.mixture import Mixture
-from infinity_mm.data.plan import Drop
+from infinity_mm.data.plan import Drop, Planner
 from infinity_mm.data.quarantine import Listed, append_quarantine
+from infinity_mm.errors import UserError, explain
 from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
+from infinity_mm.model.configuration import InfinityMMConfig
+from infinity_mm.model.flops import ModelSizes, model_sizes
 from infinity_mm.training import lora
 from infinity_mm.training.checkpoint import (
     TrainerState,
+    Weights,
+    Writer,
     checkpoints,
+    gather,
     load_optimizer,
     read_state,
     refuse_other_run,
@@ -40,12 +50,17 @@ from infinity_mm.training.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, SftConfig
-from infinity_mm.training.loop import Hooks, Stop, run_steps
+from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, ScheduleConfig, SftConfig
+from infinity_mm.training.guard import Guard
+from infinity_mm.training.held_out import HeldOut
+from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
 from infinity_mm.training.metrics import Reporter, StepMetrics
 from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, read_listed
+from infinity_mm.training.monitor import peak_flops
+from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import build_optimizer, freeze
-from infinity_mm.training.schedule import lr_factor
+from infinity_mm.training.schedule import lr_factor, refuse_bad_branch
+from infinity_mm.training.sharding import is_sharded, shard
 from infinity_mm.training.start import Started, build_mixture, new_accelerator, start_model
 
 
@@ -72,49 +87,49 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     disable_progress_bar()  # of transformers: one line per saved file
+    _refuse_missing_trackers(config)
     accelerator = new_accelerator(
-        config.precision,
-        # A micro-batch without images leaves the vision tower without gradients on one process only.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        config.precision, log_with=list(config.trackers) or None, project_dir=str(config.out_dir / "trackers")
     )
+    _refuse_deepspeed(accelerator)
     config.out_dir.mkdir(parents=True, exist_ok=True)
     mixture = build_mixture(config.data, temperature=config.mix_temperature)
     listed = read_listed(config)
     fingerprint = data_fingerprint(mixture, listed)
-    started, resumed = _model(config, mixture, fingerprint)
-    model, processor = started.model, started.processor
-    encoder = started.family.encoder(processor)
+    started, origin = _model(config, mixture, fingerprint)
+    model, processor, family = started.model, started.processor, started.family
+    encoder = family.encoder(processor)
     with accelerator.main_process_first():
         mixture = indexed(config, mixture, encoder)
-    cost = started.family.vision_cost(model.config)
-    planner, total_steps = build_planner(config, mixture, encoder, cost, listed)
-    state = _state(config, fingerprint, total_steps, resumed)
+    vision_cost = family.vision_cost(model.config)
+    planner, total_steps = build_planner(config, mixture, encoder, vision_cost, listed)
+    state = _state(config, fingerprint, total_steps, origin)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
-    _prepare(started, config, accelerator)
-    optimizer = build_optimizer(model, config, started.family.parts)
-    if resumed is not None:
-        load_optimizer(resumed, model, optimizer)
-    loader = RowLoader(
-        planner,
-        LoaderConfig(
-            global_batch_rows=config.global_batch_rows,
-            micro_batch_rows=config.micro_batch_rows,
-            num_workers=config.num_workers,
-        ),
-        state=state.loader,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    noise = EmbeddingNoise(model.get_input_embeddings(), config.neftune_alpha)
+    wrapped = _prepare(started, config, accelerator)
+    optimizer = build_optimizer(model, config, family.parts)
+    if origin is not None:
+        load_optimizer(origin, model, optimizer)
+    loader = _loader(planner, config, accelerator, state.loader)
+    learner = Learner(
+        accelerator=accelerator,
+        model=wrapped,
+        optimizer=optimizer,
+        noise=noise,
+        guard=Guard(config.spike, optimizer, state.recent_losses),
+        sizes=_sizes(model) if config.lora is None else None,  # the formulas know no adapters
+        peak_flops=_peak_flops(config, accelerator),
     )
-    wrapped = accelerator.prepare(started.family.trainable(model))
     last: list[StepMetrics] = []
     stop = Stop()
     with ExitStack() as stack:
+        writer = stack.enter_context(Writer(background=config.save_in_background))
         reporter = ledger = None
         if accelerator.is_main_process:
             _write_run(config, fingerprint, accelerator)
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
             ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.step)
-            reporter = stack.enter_context(_reporter(config, state, quiet))
+            reporter = _reporter(config, state, accelerator, quiet)
             reporter.say(_greeting(config, started, mixture, state, accelerator))
 
         def log(metrics: StepMetrics) -> None:
@@ -122,33 +137,60 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             if reporter is not None:
                 reporter.log(metrics)
 
-        def save(now: TrainerState) -> None:
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                save_checkpoint(
-                    config.out_dir,
-                    model=model,
-                    adapter=started.adapter,
-                    processor=processor,
-                    optimizer=optimizer,
-                    state=now,
-                    keep_last=config.keep_last,
-                )
-            accelerator.wait_for_everyone()
+        def skipped(step: int, problem: str, ids: list[str]) -> None:
+            if reporter is not None:
+                reporter.skipped(step, problem, ids)
 
-        hooks = Hooks(log=log, drops=partial(_write_fates, config.out_dir, ledger, accelerator), save=save)
+        def gathered() -> Weights:
+            return gather(
+                model,
+                optimizer,
+                keep=accelerator.is_main_process,
+                copy=config.save_in_background,
+                trained_only=config.lora is not None,
+            )
+
+        def save(now: TrainerState) -> None:
+            weights = gathered()
+            if accelerator.is_main_process:
+                writer.run(
+                    partial(
+                        save_checkpoint,
+                        config.out_dir,
+                        weights=weights,
+                        model=model,
+                        adapter=started.adapter,
+                        processor=processor,
+                        state=now,
+                        keep_last=config.keep_last,
+                    )
+                )
+            if not config.save_in_background:
+                accelerator.wait_for_everyone()
+
+        hooks = Hooks(
+            log=log,
+            fates=partial(_write_fates, config.out_dir, ledger, accelerator),
+            save=save,
+            skipped=skipped,
+            held_out_loss=_held_out(config, encoder, vision_cost, learner),
+        )
         stack.enter_context(stop.on_sigterm())
-        state = run_steps(accelerator, wrapped, optimizer, loader, state, config, hooks, stop)
+        state = run_steps(learner, loader, state, config, hooks, stop)
+        writer.wait()
         model_dir = config.out_dir / "model" if state.step == state.total_steps else None
-        if accelerator.is_main_process and model_dir is not None:
-            _save_final(model_dir, started, config)
+        if model_dir is not None:
+            weights = gathered()
+            if accelerator.is_main_process:
+                _save_final(model_dir, weights, started, config)
         accelerator.wait_for_everyone()
         if reporter is not None and ledger is not None:
             reporter.say(account(ledger.path).line())
             reporter.say(
                 f"model: {model_dir}" if model_dir else f"stopped at step {state.step}; run again to go on"
             )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return TrainResult(
         model_dir=model_dir,
         steps=state.step,
@@ -159,37 +201,140 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     )
 
 
-def _save_final(target: Path, started: Started, config: SftConfig) -> None:
+def _save_final(target: Path, weights: Weights, started: Started, config: SftConfig) -> None:
     """The whole model under the names of the checkpoint it came from, or its adapters where they are not merged."""
-    model, base = started.model, Path(config.model.path) if config.model.path is not None else None
+    model, tensors, processor = started.model, weights.model, started.processor
+    base = Path(config.model.path) if config.model.path is not None else None
     if config.lora is not None:
         assert base is not None
         if not config.lora.merge:
-            save_adapter(target, adapter=started.adapter, processor=started.processor)
+            save_adapter(target, tensors=tensors, adapter=started.adapter, processor=processor)
             return
         model = lora.merged(started.family, base, checkpoints(config.out_dir)[-1])
+        tensors = dict(model.requires_grad_(False).state_dict(keep_vars=True))
     names = tensor_names(base) if base is not None else set()
-    save_model(target, model=model, processor=started.processor, dtype=config.save_dtype, names=names)
+    save_model(
+        target, tensors=tensors, model=model, processor=processor, dtype=config.save_dtype, names=names
+    )
 
 
-def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> None:
-    """Freeze parts, choose the attention kernel, and move to the device."""
-    model = started.model
-    freeze(model, config, started.family.parts, started.family.idle(model.config))
+def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> nn.Module:
+    """Freeze parts, choose the attention kernel, compile, move to the device; the model as processes share it."""
+    model, family = started.model, started.family
+    freeze(model, config, family.parts, family.idle(model.config))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.precision == "bf16" and accelerator.device.type == "cpu":
         model.set_attn_implementation(SDPA_FLOAT32)  # 1.2 to 1.5 times the speed, see that file
+    if config.compile:
+        for module in model.modules():
+            if type(module).__name__ in (model._no_split_modules or ()):
+                module.compile()  # in place: parameters keep their names
+    if is_sharded():
+        if config.optimizer == "muon":
+            raise explain(
+                what="Muon needs whole matrices, FSDP spreads them over processes",
+                where="optimizer: muon with an FSDP launch configuration",
+                fix="set optimizer: adamw, or launch with configs/accelerate/8gpu_bf16.yaml",
+            )
+        module = family.trainable(model)
+        shard(module, accelerator, bf16=config.precision == "bf16")
+        return module
     model.to(accelerator.device)
+    return accelerator.prepare(family.trainable(model))
 
 
-def _reporter(config: SftConfig, state: TrainerState, quiet: bool) -> Reporter:
+def _loader(planner: Planner, config: SftConfig, accelerator: Accelerator, state: LoaderState) -> RowLoader:
+    return RowLoader(
+        planner,
+        LoaderConfig(
+            global_batch_rows=config.global_batch_rows,
+            micro_batch_rows=config.micro_batch_rows,
+            num_workers=config.num_workers,
+        ),
+        state=state,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def _held_out(
+    config: SftConfig, encoder: RowEncoder, vision_cost: Callable[[int, int], int], learner: Learner
+) -> Callable[[], float]:
+    """Measures; the rows are read when it is first asked."""
+    made: list[HeldOut] = []
+
+    def measure() -> float:
+        assert config.held_out is not None
+        if not made:
+            one_step = replace(
+                config,
+                data=config.held_out.data,
+                global_batch_rows=config.held_out.rows,
+                steps=1,
+                epochs=None,
+                mix_by_phase=(),
+                num_workers=0,
+            )
+            with learner.accelerator.main_process_first():
+                mixture = indexed(one_step, build_mixture(one_step.data), encoder)
+            planner, _ = build_planner(one_step, mixture, encoder, vision_cost, ())
+            loader = _loader(planner, one_step, learner.accelerator, LoaderState())
+            made.append(HeldOut(loader, config, learner.noise))
+        return made[0].loss(learner.accelerator, learner.model)
+
+    return measure
+
+
+def _sizes(model: nn.Module) -> ModelSizes | None:
+    """For counting operations; a language model without a formula is trained all the same."""
+    config: Any = model.config
+    if not isinstance(config, InfinityMMConfig):
+        return None
+    try:
+        return model_sizes(config)
+    except UserError:
+        return None
+
+
+def _peak_flops(config: SftConfig, accelerator: Accelerator) -> float | None:
+    """Of all processes' devices together; the table is of bfloat16."""
+    one = config.peak_flops
+    if one is None and accelerator.device.type == "cuda" and config.precision == "bf16":
+        one = peak_flops(torch.cuda.get_device_name(accelerator.device))
+    return None if one is None else one * accelerator.num_processes
+
+
+def _refuse_missing_trackers(config: SftConfig) -> None:
+    """accelerate leaves out a tracker whose package is missing."""
+    for name in config.trackers:
+        if find_spec(name) is None:
+            raise explain(
+                what=f"the package {name} is not installed",
+                where="trackers",
+                fix=f"pip install {name}, or take it out of the list",
+            )
+
+
+def _refuse_deepspeed(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise explain(
+            what="DeepSpeed takes its optimiser step inside the backward pass, before a bad loss can be seen",
+            where="the launch configuration of accelerate",
+            fix="use configs/accelerate/fsdp2.yaml, which shards the same things",
+        )
+
+
+def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, quiet: bool) -> Reporter:
+    if config.trackers:
+        purge = {"tensorboard": {"purge_step": state.step + 1}}
+        accelerator.init_trackers(config.out_dir.name, init_kwargs=purge)
     return Reporter(
         config.out_dir,
         total_steps=state.total_steps,
         first_step=state.step,
         every=config.log_every_steps,
-        tensorboard=config.tensorboard,
+        track=(lambda values, step: accelerator.log(values, step=step)) if config.trackers else None,
         quiet=quiet,
     )
 
@@ -208,30 +353,43 @@ def _write_fates(out_dir: Path, ledger: Ledger | None, accelerator: Accelerator,
 
 
 def _model(config: SftConfig, mixture: Mixture, fingerprint: str) -> tuple[Started, Path | None]:
-    """What is trained, and the checkpoint it was resumed from."""
+    """What is trained, and the checkpoint it goes on from."""
     saved = checkpoints(config.out_dir)
-    if not saved:
-        return start_model(config.model, mixture, lora=config.lora), None
-    refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)
-    return start_model(config.model, mixture, lora=config.lora, resumed=saved[-1]), saved[-1]
+    origin = saved[-1] if saved else config.schedule.branch_from
+    if saved:
+        refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)
+    return start_model(config.model, mixture, lora=config.lora, resumed=origin), origin
 
 
-def _state(config: SftConfig, fingerprint: str, total_steps: int, resumed: Path | None) -> TrainerState:
+def _state(config: SftConfig, fingerprint: str, total_steps: int, origin: Path | None) -> TrainerState:
     """Where the run starts."""
     plain: dict[str, Any] = to_plain(config)
-    if resumed is not None:
-        return replace(read_state(resumed), total_steps=total_steps, config=plain)
-    return TrainerState(
-        step=0,
-        loader=LoaderState(),
-        total_steps=total_steps,
-        samples=0,
-        tokens=0,
-        images=0,
-        dropped=0,
-        data_fingerprint=fingerprint,
-        config=plain,
+    if origin is None:
+        return TrainerState(
+            step=0,
+            loader=LoaderState(),
+            total_steps=total_steps,
+            samples=0,
+            tokens=0,
+            images=0,
+            dropped=0,
+            data_fingerprint=fingerprint,
+            config=plain,
+        )
+    before = read_state(origin)
+    now = replace(before, total_steps=total_steps, config=plain, data_fingerprint=fingerprint)
+    if origin != config.schedule.branch_from:
+        return now
+    same_data = before.config["data"] == plain["data"]
+    refuse_other_run(
+        before,
+        plain,
+        fingerprint if same_data else before.data_fingerprint,
+        MAY_CHANGE_ON_RESUME | {"schedule", "model", "data", "mix_by_phase"},
     )
+    stable = build(ScheduleConfig, before.config["schedule"])
+    refuse_bad_branch(stable, before.total_steps, config.schedule, total_steps, before.step)
+    return now if same_data else replace(now, loader=LoaderState())  # other data begins at its start
 
 
 def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) -> None:

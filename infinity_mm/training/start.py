@@ -70,13 +70,18 @@ def start_model(
         if start.vision_tower is not None:
             load_tower(model, Path(start.vision_tower))
         return Started(family=INFINITY_MM, model=model, processor=processor)
-    if lora is None and resumed is not None:
+    if lora is None and resumed is not None:  # as it was saved, limits included
         family, model, processor = load_family(resumed)
         return Started(family=family, model=model, processor=processor)
     assert start.path is not None
     options = {} if lora is None else adapters.base_options(lora)
     family, model, processor = load_family(Path(start.path), **options)
-    limits = Limits(max_slices=start.max_slices, min_pixels=start.min_pixels, max_pixels=start.max_pixels)
+    limits = Limits(
+        scale_px=start.scale_px,
+        max_slices=start.max_slices,
+        min_pixels=start.min_pixels,
+        max_pixels=start.max_pixels,
+    )
     family.limit(model, processor, limits)
     if lora is None:
         return Started(family=family, model=model, processor=processor)

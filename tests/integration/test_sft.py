@@ -4,14 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(out_dir: Path, num_processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What configs/accelerate/fsdp2.yaml makes accelerate's launcher set."""
+
+
+def launch(
+    out_dir: Path, num_processes: int, *overrides: str, extra_env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The documented command; several processes of one CPU machine are started by torchrun, as accelerate has no
     launcher for them but MPI's."""
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "1"]
@@ -19,10 +27,14 @@ def launch(out_dir: Path, num_processes: int, *overrides: str) -> subprocess.Com
     if num_processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     script = ["train/sft.py", "--config", "configs/train/tiny.yaml", f"out_dir={out_dir}", *overrides]
+    return run([*launcher, *script], extra_env or {})
+
+
+def run(arguments: Sequence[str], extra_env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *launcher, *script],
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra_env},
         capture_output=True,
         text=True,
         timeout=600,
@@ -49,6 +61,37 @@ def test_two_processes_compute_the_losses_of_one_and_resume_each_other(tmp_path:
     assert again.returncode == 0, again.stderr
     assert "resuming at step 3" in again.stdout
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
+
+
+@pytest.mark.integration
+def test_a_rank_without_images_waits_for_nobody_and_gradients_are_those_of_one_process() -> None:
+    script = str(ROOT / "tests/unit/training/uneven_images.py")
+    both = run(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script], {})
+    assert both.returncode == 0, both.stderr
+    assert "find_unused_parameters" not in both.stderr
+    differences = {way: float(value) for way, value in map(str.split, both.stdout.splitlines())}
+    assert differences == {"ddp": pytest.approx(0, abs=1e-6), "fsdp": pytest.approx(0, abs=1e-6)}
+
+
+@pytest.mark.integration
+def test_a_sharded_run_computes_the_same_and_its_checkpoint_is_whole(tmp_path: Path) -> None:
+    one = launch(tmp_path / "one", 1)
+    assert one.returncode == 0, one.stderr
+    two = launch(tmp_path / "two", 2, "micro_batch_rows=1", "save_in_background=true", extra_env=SHARDED)
+    assert two.returncode == 0, two.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    for file in ("checkpoint-3/trainer/optimizer.safetensors", "model/model.safetensors"):
+        wanted, found = (load_file(tmp_path / run / file) for run in ("one", "two"))
+        assert found.keys() == wanted.keys()
+        assert all((found[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
+    # One process finishes what two sharded ones began, and the other way round.
+    for run, processes, env in (("two", 1, {}), ("one", 2, SHARDED)):
+        for name in ("checkpoint-6", "model"):
+            (tmp_path / run / name).rename(tmp_path / f"away-{run}-{name}")
+        again = launch(tmp_path / run, processes, extra_env=env)
+        assert again.returncode == 0, again.stderr
+        assert "resuming at step 3" in again.stdout
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
 @pytest.mark.integration

@@ -246,10 +246,20 @@ def test_a_phase_begins_at_its_step_and_what_was_left_of_the_window_is_dropped()
     assert [{s.source for s in step.planned} for step in steps] == [{"toy-0"}] * 3 + [{"toy-1"}] * 3
     opened = {key for step in steps[:3] for key in step.opened}
     used = {s.key for step in steps[:3] for s in step.planned}
-    unused = {d.key for step in steps[:3] for d in step.dropped}
+    unused = {d.key for d in steps[3].dropped}
     assert unused == opened - used
     assert unused
-    assert {d.reason for step in steps[:3] for d in step.dropped} == {"the phase of the mixture ended"}
+    assert {d.reason for d in steps[3].dropped} == {"the phase of the mixture ended"}
+
+
+def test_a_phase_may_be_set_to_begin_where_a_run_without_it_stands() -> None:
+    mixture = two_phases(0.0).phases[0].mixture
+    alone = Planner([Phase(from_step=0, mixture=mixture)], Encoder(processor()), PLAN)
+    state = list(islice(loader(planner=alone), 3))[-1].next
+    branch = list(islice(loader(state, planner=two_phases(0.0)), 2))
+    assert [step.next for step in branch] == [
+        step.next for step in islice(loader(planner=two_phases(0.0)), 3, 5)
+    ]
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 5])

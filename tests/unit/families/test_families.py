@@ -131,7 +131,7 @@ def test_the_loss_is_the_stock_models_own(name: str) -> None:
     for c in THREE:
         sample = samples(name, c)[0]
         batch = packed(name, [sample])
-        ours = local_loss(module(name), batch, total_weight=batch.num_labels).detach()
+        ours = local_loss(module(name), batch, total_weight=batch.num_labels).loss.detach()
         inputs = stock_inputs(name, c)
         theirs = module(name).model(**inputs, labels=torch.tensor([sample.layout.labels])).loss.detach()
         assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
@@ -144,7 +144,7 @@ def test_packing_is_exact(name: str) -> None:
     rows = packed(name, *([sample] for sample in three))
     together = packed(name, three)
     weight = rows.num_labels
-    losses = [local_loss(module(name), b, total_weight=weight).detach() for b in (rows, together)]
+    losses = [local_loss(module(name), b, total_weight=weight).loss.detach() for b in (rows, together)]
     assert float(losses[0]) == pytest.approx(float(losses[1]), abs=1e-5)
 
     other = samples(name, replace(THREE[0], images=(picture(99),)), *THREE[1:])
@@ -184,7 +184,7 @@ def test_branches_equal_separate_samples(name: str) -> None:
     branches = encoder(name).encode(c, "independent")
     alone = samples(name, *(replace(c, messages=c.messages[i : i + 2]) for i in range(0, len(c.messages), 2)))
     losses = [
-        local_loss(module(name), packed(name, *rows), total_weight=1.0).detach()
+        local_loss(module(name), packed(name, *rows), total_weight=1.0).loss.detach()
         for rows in ([[branches]], [[sample] for sample in alone])
     ]
     assert float(losses[0]) == pytest.approx(float(losses[1]), abs=1e-4)
@@ -197,7 +197,7 @@ def test_a_text_only_batch_reaches_every_parameter(name: str) -> None:
     """Or processes that share gradients would wait for each other."""
     model = module(name)
     model.train()
-    local_loss(model, packed(name, samples(name, THREE[2])), total_weight=1).backward()
+    local_loss(model, packed(name, samples(name, THREE[2])), total_weight=1).loss.backward()
     model.eval()
     without = {key for key, p in model.model.named_parameters() if p.grad is None}
     model.zero_grad(set_to_none=True)

@@ -42,7 +42,7 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     weight, total = total_weight(batches, weighting), 0.0
     for batch in batches:
-        loss = local_loss(model, batch, total_weight=weight, weighting=weighting)
+        loss = local_loss(model, batch, total_weight=weight, weighting=weighting).loss
         loss.backward()
         total += float(loss.detach())
     return total, gradients(model)
@@ -61,7 +61,7 @@ def test_changing_one_packed_sample_moves_no_others_logits() -> None:
     assert (before[0, first:] - after[0, first:]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("weighting", ["token", "square_root"])
+@pytest.mark.parametrize("weighting", ["token", "square_root", "sample"])
 def test_packed_padded_and_accumulated_give_the_same_loss_and_gradients(weighting: Weighting) -> None:
     model, encoder = model_and_encoder()
     samples = three_samples(encoder)
@@ -77,7 +77,7 @@ def test_the_loss_is_the_mean_over_labelled_tokens_of_the_step() -> None:
     batch = pack([three_samples(encoder)], 256, 3)
     scores = logits(model, batch)[0, :-1].float()
     wanted = torch.nn.functional.cross_entropy(scores, batch.labels[0, 1:], ignore_index=IGNORE)
-    assert float(local_loss(model, batch, total_weight=batch.num_labels).detach()) == pytest.approx(
+    assert float(local_loss(model, batch, total_weight=batch.num_labels).loss.detach()) == pytest.approx(
         float(wanted), abs=1e-5
     )
 
@@ -103,14 +103,14 @@ def test_a_batch_without_labels_has_a_loss_of_zero_that_can_be_differentiated() 
     model, encoder = model_and_encoder()
     batch = pack([three_samples(encoder)], 256, 3)
     batch.labels.fill_(IGNORE)
-    loss = local_loss(model, batch, total_weight=7)
+    loss = local_loss(model, batch, total_weight=7).loss
     loss.backward()
     assert float(loss.detach()) == 0.0
 
 
 def test_an_answer_of_n_tokens_weighs_the_square_root_of_n() -> None:
     labels = torch.tensor([[-100, 5, 5, 5, 5, -100, 7, -100], [9, 5, -100, -100, 6, 6, -100, 3]])
-    assert label_weights(labels, "square_root").tolist() == [
+    assert label_weights(labels, torch.ones_like(labels), "square_root").tolist() == [
         [0, 0.5, 0.5, 0.5, 0.5, 0, 1, 0],
         [0, 1, 0, 0, pytest.approx(0.5**0.5), pytest.approx(0.5**0.5), 0, 1],
     ]
@@ -118,4 +118,13 @@ def test_an_answer_of_n_tokens_weighs_the_square_root_of_n() -> None:
 
 def test_by_token_every_label_weighs_one_but_that_of_the_first_position_which_nothing_predicts() -> None:
     labels = torch.tensor([[5, 5, -100, 7]])
-    assert label_weights(labels, "token").tolist() == [[0, 1, 0, 1]]
+    assert label_weights(labels, torch.ones_like(labels), "token").tolist() == [[0, 1, 0, 1]]
+
+
+def test_by_sample_every_sample_weighs_one() -> None:
+    labels = torch.tensor([[-100, 5, -100, 5, -100, 7, -100], [-100, -100, 6, 6, 6, 6, -100]])
+    samples = torch.tensor([[1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1, 0]])
+    assert label_weights(labels, samples, "sample").tolist() == [
+        [0, 0.5, 0, 0.5, 0, 1, 0],
+        [0, 0, 0.25, 0.25, 0.25, 0.25, 0],
+    ]

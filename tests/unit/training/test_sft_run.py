@@ -1,19 +1,36 @@
 """Whole runs in one process: resume, refusals, errors that stop a run."""
 
 import json
+import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toy_run import tiny_config
 from transformers import AutoModelForImageTextToText
 
+from infinity_mm.config import build
 from infinity_mm.errors import UserError
 from infinity_mm.training import loop, sft
+from infinity_mm.training.checkpoint import best_checkpoint, checkpoints
+from infinity_mm.training.config import DataConfig
+from infinity_mm.training.held_out import HeldOut
 from infinity_mm.training.sft import train
+
+
+def times_nan(local_loss: Any, *, when: Any = lambda: True) -> Any:
+    """The same function, with a loss that is not a number whenever `when()`."""
+
+    def spoiled(*args: Any, **keys: Any) -> Any:
+        found = local_loss(*args, **keys)
+        return found._replace(loss=found.loss * float("nan")) if when() else found
+
+    return spoiled
 
 
 def losses(folder: Path) -> list[float]:
@@ -78,8 +95,7 @@ def test_a_changed_configuration_is_refused_with_the_change_named(tmp_path: Path
 def test_a_loss_that_is_not_finite_stops_before_the_optimiser_and_names_the_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local_loss = loop.local_loss
-    monkeypatch.setattr(loop, "local_loss", lambda *a, **k: local_loss(*a, **k) * float("nan"))
+    monkeypatch.setattr(loop, "local_loss", times_nan(loop.local_loss))
     with pytest.raises(UserError, match=r"the optimiser was not stepped") as error:
         train(tiny_config(tmp_path), quiet=True)
     assert "windtunnel-0-" in str(error.value)
@@ -138,3 +154,135 @@ def test_a_model_comes_from_a_folder_or_from_sizes(tmp_path: Path) -> None:
         tiny_config(tmp_path, model={})
     with pytest.raises(UserError, match="is not a checkpoint folder"):
         train(tiny_config(tmp_path, model={"path": str(tmp_path / "nothing")}), quiet=True)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors") | load_file(
+        checkpoint / "trainer/optimizer.safetensors"
+    )
+
+
+def test_a_decay_branched_off_a_stable_run_equals_a_run_that_decayed_there(tmp_path: Path) -> None:
+    decaying = {"name": "wsd", "decay": "one_minus_sqrt", "decay_steps": 2}
+    train(tiny_config(tmp_path / "whole", schedule=decaying), quiet=True)
+    train(tiny_config(tmp_path / "stable", schedule={"name": "constant"}, steps=10), quiet=True)
+    branch = decaying | {"branch_from": str(tmp_path / "stable" / "checkpoint-8")}
+    with pytest.raises(UserError, match="would have had"):
+        train(tiny_config(tmp_path / "late", schedule=branch, steps=9), quiet=True)
+    train(tiny_config(tmp_path / "stable2", schedule={"name": "constant"}, steps=4), quiet=True)
+    branch["branch_from"] = str(tmp_path / "stable2" / "checkpoint-4")
+    train(tiny_config(tmp_path / "branch", schedule=branch), quiet=True)
+    assert losses(tmp_path / "branch") == losses(tmp_path / "whole")[4:]
+    wanted = weights(tmp_path / "whole" / "checkpoint-6")
+    for name, tensor in weights(tmp_path / "branch" / "checkpoint-6").items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_a_branch_may_go_on_with_other_data_from_its_start_but_not_with_another_batch(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path / "stable", schedule={"name": "constant"}, steps=4), quiet=True)
+    branch = {"decay_steps": 2, "branch_from": str(tmp_path / "stable" / "checkpoint-4")}
+    options = {"world_seed": 7, "num_images": 24, "exchanges_per_image": 2, "tasks": {"answer_short": 1.0}}
+    other = [{"kind": "windtunnel", "options": options}]
+    result = train(tiny_config(tmp_path / "branch", schedule=branch, data=other), quiet=True)
+    assert (result.steps, len(losses(tmp_path / "branch"))) == (6, 2)
+    with pytest.raises(UserError, match="global_batch_rows: 2 -> 4"):
+        train(tiny_config(tmp_path / "other", schedule=branch, global_batch_rows=4), quiet=True)
+
+
+def test_the_log_says_where_loss_and_gradient_came_from(tmp_path: Path) -> None:
+    options = {"world_seed": 1, "num_images": 24, "exchanges_per_image": 1, "tasks": {"answer_short": 1.0}}
+    config = tiny_config(tmp_path, peak_flops=1e12, steps=3)
+    more = build(DataConfig, {"kind": "windtunnel", "options": options})
+    train(replace(config, data=(*config.data, more)), quiet=True)
+    for step in metrics(tmp_path):
+        assert set(step["grad_norm_by_part"]) == {"vision_tower", "connector", "language_model"}
+        assert math.hypot(*step["grad_norm_by_part"].values()) == pytest.approx(step["grad_norm"])
+        assert set(step["loss_by_source"]) <= {"windtunnel-0", "windtunnel-1"}
+        low, high = min(step["loss_by_source"].values()), max(step["loss_by_source"].values())
+        assert low - 1e-4 <= step["loss"] <= high + 1e-4
+        assert step["mfu"] == pytest.approx(step["flops_per_s"] / 1e12)
+        assert step["padding_flops_per_s"] > 0
+        assert step["memory_gb"]["rss_peak"] > 0.05
+
+
+def test_held_out_loss_is_measured_and_the_best_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"world_seed": 9, "num_images": 8, "exchanges_per_image": 1, "tasks": {"answer_short": 1.0}}
+    held_out = {"data": [{"kind": "windtunnel", "options": options}], "every_steps": 2, "rows": 2}
+    train(tiny_config(tmp_path / "fine", held_out=held_out), quiet=True)
+    measured = {m["step"]: m["held_out_loss"] for m in metrics(tmp_path / "fine")}
+    assert [step for step, loss in measured.items() if loss is not None] == [2, 4, 6]
+    assert measured[6] < measured[2]
+    assert losses(tmp_path / "fine") == losses_of_plain_run(tmp_path)
+    invented = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(HeldOut, "loss", lambda *_: next(invented))
+    train(tiny_config(tmp_path / "best", held_out=held_out, keep_last=1), quiet=True)
+    assert [p.name for p in checkpoints(tmp_path / "best")] == ["checkpoint-4", "checkpoint-6"]
+    assert best_checkpoint(tmp_path / "best") == tmp_path / "best" / "checkpoint-4"
+
+
+def losses_of_plain_run(tmp_path: Path) -> list[float]:
+    train(tiny_config(tmp_path / "plain"), quiet=True)
+    return losses(tmp_path / "plain")
+
+
+def test_checkpoints_written_in_the_background_are_those_written_at_once(tmp_path: Path) -> None:
+    for name, background in (("at_once", False), ("behind", True)):
+        train(tiny_config(tmp_path / name, save_in_background=background), quiet=True)
+    for step in (4, 6):
+        wanted = weights(tmp_path / "at_once" / f"checkpoint-{step}")
+        for name, tensor in weights(tmp_path / "behind" / f"checkpoint-{step}").items():
+            assert torch.equal(tensor, wanted[name]), name
+
+
+def test_a_failure_to_write_in_the_background_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **keys: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sft, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny_config(tmp_path, save_in_background=True), quiet=True)
+
+
+@pytest.mark.parametrize("action", ["skip", "rewind"])
+def test_a_bad_step_is_left_out_and_its_samples_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    calls = iter(range(100))
+    spoiled = times_nan(loop.local_loss, when=lambda: next(calls) in (6, 7))  # the fourth of six steps
+    monkeypatch.setattr(loop, "local_loss", spoiled)
+    spike = {"action": action, "snapshot_every_steps": 2}
+    result = train(tiny_config(tmp_path, spike=spike), quiet=True)
+    assert [m["step"] for m in metrics(tmp_path) if m["problem"]] == [4]
+    assert result.steps == 6
+    line = json.loads((tmp_path / "skipped.jsonl").read_text())
+    assert line["step"] == 4
+    assert all(id_.startswith("windtunnel-0-") for id_ in line["ids"])
+    before, after = weights(tmp_path / "checkpoint-4"), weights(tmp_path / "checkpoint-6")
+    steps = {float(v) for k, v in before.items() if k.endswith("/step")}
+    assert steps == ({3.0} if action == "skip" else {2.0})
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+
+
+def test_noise_changes_training_and_is_the_same_in_a_resumed_run(tmp_path: Path) -> None:
+    schedule = {"name": "constant"}
+    train(tiny_config(tmp_path / "noisy", neftune_alpha=5.0, schedule=schedule), quiet=True)
+    train(tiny_config(tmp_path / "parts", neftune_alpha=5.0, schedule=schedule, steps=2), quiet=True)
+    train(tiny_config(tmp_path / "parts", neftune_alpha=5.0, schedule=schedule), quiet=True)
+    train(tiny_config(tmp_path / "silent", schedule=schedule), quiet=True)
+    assert losses(tmp_path / "noisy") == losses(tmp_path / "parts")
+    assert losses(tmp_path / "noisy")[0] != losses(tmp_path / "silent")[0]
+
+
+def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path / "run", trackers=["tensorboard"], steps=3), quiet=True)
+    assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
+    with pytest.raises(UserError, match="the package wandb is not installed"):
+        train(tiny_config(tmp_path / "other", trackers=["wandb"]), quiet=True)

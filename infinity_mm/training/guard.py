@@ -1,0 +1,88 @@
+"""What to do with a step whose loss is not finite or jumps, before the optimiser is touched.
+
+loss, gradient norm --problem--> None: step | text: stop, leave out, or leave out and go back to the last copy
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from infinity_mm.training.config import SpikeConfig
+from infinity_mm.training.sharding import own_part
+
+
+@final
+class Guard:
+    """Judges steps by the losses before them; every process comes to the same verdict."""
+
+    def __init__(
+        self, config: SpikeConfig, optimizer: torch.optim.Optimizer, recent_losses: Sequence[float]
+    ) -> None:
+        self._config, self._optimizer = config, optimizer
+        self._recent = deque(recent_losses, maxlen=config.window)
+        self._bad_in_a_row = 0
+        self._copies: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        if config.action == "rewind":
+            self._copy()
+
+    @property
+    def recent_losses(self) -> tuple[float, ...]:
+        """The losses the next one is compared with; part of a checkpoint, so that a resumed run judges alike."""
+        return tuple(self._recent)
+
+    def problem(self, loss: float, grad_norm: float) -> str | None:
+        """What is wrong with a step, or None."""
+        if not math.isfinite(loss + grad_norm):
+            return f"loss {loss}, gradient norm {grad_norm}"
+        factor = self._config.factor
+        if factor is not None and len(self._recent) == self._config.window:
+            usual = statistics.median(self._recent)
+            if loss > factor * usual:
+                return (
+                    f"loss {loss:.4f}, more than {factor:g} times {usual:.4f}, the median of the last steps"
+                )
+        return None
+
+    def passed(self, step: int, loss: float) -> None:
+        """Step `step` was good and is done."""
+        self._recent.append(loss)
+        self._bad_in_a_row = 0
+        if self._config.action == "rewind" and step % self._config.snapshot_every_steps == 0:
+            self._copy()
+
+    def must_stop(self) -> bool:
+        """Called for every bad step, which is then left out unless the answer is yes; goes back if so configured."""
+        self._bad_in_a_row += 1
+        if self._config.action == "stop" or self._bad_in_a_row >= self._config.max_in_a_row:
+            return True
+        if self._config.action == "rewind":
+            self._go_back()
+        return False
+
+    def _copy(self) -> None:
+        """Copies in CPU memory of all trained weights and of the optimiser's state."""
+        state = self._optimizer.state
+        self._copies = [
+            (p, _copied(p), {key: _copied(value) for key, value in state.get(p, {}).items()})
+            for group in self._optimizer.param_groups
+            for p in group["params"]
+        ]
+
+    def _go_back(self) -> None:
+        for parameter, weights, state in self._copies:
+            own_part(parameter).copy_(weights)
+            if not state:  # before the first step there was none
+                self._optimizer.state.pop(parameter, None)
+            for key, value in state.items():
+                own_part(self._optimizer.state[parameter][key]).copy_(value)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return own_part(tensor).to("cpu", copy=True)

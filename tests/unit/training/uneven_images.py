@@ -1,0 +1,38 @@
+"""Run by two processes: rank 0 has text alone, rank 1 an image; gradients must be those of one process with both.
+
+Prints the largest difference, first with DistributedDataParallel, then sharded.
+"""
+
+import torch
+from torch.distributed.tensor import DTensor
+from toy_run import model_and_encoder, three_samples
+
+from infinity_mm.data.packing import pack
+from infinity_mm.training.loss import local_loss, total_weight
+from infinity_mm.training.sharding import shard
+from infinity_mm.training.start import new_accelerator
+
+torch.set_num_threads(1)
+accelerator = new_accelerator("fp32")
+model, encoder = model_and_encoder()
+image, _, text = (pack([[sample]], 128, 3) for sample in three_samples(encoder))
+weight = total_weight([image, text], "token")
+for batch in (image, text):
+    local_loss(model, batch, total_weight=weight).loss.backward()
+wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+own = (text, image)[accelerator.process_index]
+for way in ("ddp", "fsdp"):
+    model, _ = model_and_encoder()
+    if way == "ddp":
+        wrapped = accelerator.prepare(model)
+    else:
+        wrapped = model
+        shard(model, accelerator, bf16=False)
+    (local_loss(wrapped, own, total_weight=weight).loss * 2).backward()
+    largest = 0.0
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        largest = max(largest, float((grad - wanted[name]).abs().max()))
+    if accelerator.is_main_process:
+        print(way, largest)
+accelerator.end_training()
