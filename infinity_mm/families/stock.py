@@ -260,9 +260,8 @@ class WithLoss(nn.Module):
     def __init__(self, family: StockFamily, model: PreTrainedModel) -> None:
         super().__init__()
         self.family, self.model = family, model
-        self._no_split_modules = (
-            model._no_split_modules
-        )  # where a model may be cut is read from the outermost module
+        # Where a model may be cut is read from the outermost module.
+        self._no_split_modules = model._no_split_modules
 
     def forward(
         self,
