@@ -279,10 +279,19 @@ class WithLoss(nn.Module):
     ) -> InfinityMMOutput:
         """Logits, or with `labels` the loss; see `InfinityMMForConditionalGeneration.forward`."""
         model = cast(Any, self.model)
-        images: dict[str, Any] = {}
         if pixel_values is not None:
             assert view_shapes is not None
-            images = self.family.inputs(model.config, pixel_values, view_shapes)
+            what = {
+                "input_ids": input_ids,
+                **self.family.inputs(model.config, pixel_values, view_shapes),
+            }
+        elif self.training:
+            # Before the language model, as on the processes that have images: they wait for each other's layers.
+            what = {
+                "inputs_embeds": model.get_input_embeddings()(input_ids) + 0.0 * self._blank(input_ids.device)
+            }
+        else:
+            what = {"input_ids": input_ids}
         backend = model.config.get_text_config()._attn_implementation
         # The other backends read arguments that a stock model hands to its vision tower, too.
         if backend not in DENSE:
@@ -292,16 +301,13 @@ class WithLoss(nn.Module):
                 fix=f"use one of {', '.join(DENSE)}",
             )
         hidden_RTE = model.model(
-            input_ids=input_ids,
+            **what,
             **packed_attention(backend, sample_ids, branch_ids, model.dtype),
             position_ids=self.family.positions(model.config, input_ids, position_ids, view_shapes),
             use_cache=False,
-            **images,
         ).last_hidden_state
         if labels is None:
             return InfinityMMOutput(logits=model.lm_head(hidden_RTE))
-        if not images and self.training:
-            hidden_RTE = hidden_RTE + 0.0 * self._blank(input_ids.device)
         next_labels = labels[:, 1:]
         labelled = next_labels != IGNORE
         losses_M = token_losses(
