@@ -33,7 +33,7 @@ test: $(VENV)/.installed
 # that are built for CUDA and break `import transformers` beside CPU torch; it works without them.
 $(SERVING)/.installed: constraints/serving.txt
 	$(PYTHON) -m venv $(SERVING)
-	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check -r constraints/serving.txt
+	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check --no-compile -r constraints/serving.txt
 	$(SERVING)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 

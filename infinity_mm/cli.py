@@ -237,11 +237,28 @@ def doctor(
     api_key_env: Annotated[
         str | None, typer.Option(help="Name of the environment variable that holds the server's key.")
     ] = None,
+    packing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Instead: does packing keep samples apart with this checkpoint, per attention backend?",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Look at versions, GPU, memory, disk, Ray, Hub and model server, with a fix for every finding; 1 on problems."""
     from dataclasses import asdict
 
+    if packing is not None:
+        from infinity_mm.doctor.packing import check_packing, is_isolated, print_packing
+
+        results = check_packing(packing)
+        _print_json({"packing": [asdict(one) for one in results]}) if as_json else print_packing(
+            results, Console()
+        )
+        if not is_isolated(results):
+            raise typer.Exit(1)
+        return
     from infinity_mm.doctor.checks import CHECKS, print_findings
     from infinity_mm.doctor.finding import Asked, run_checks
 
@@ -253,6 +270,27 @@ def doctor(
         print_findings(findings, Console())
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def assemble(
+    config: Annotated[
+        Path, typer.Argument(help="Which parts: a file such as configs/models/aquila_vl_2b.yaml.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example vision=/models/siglip.")
+    ] = None,
+) -> None:
+    """Put a vision tower and a language model together with a fresh connector, as a checkpoint folder."""
+    from infinity_mm.config import load_config
+    from infinity_mm.model.parts import PartsSpec, build_from_parts
+
+    model, processor = build_from_parts(load_config(PartsSpec, config, overrides or []))
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    num_parameters = sum(weight.numel() for weight in model.parameters())
+    Console().print(f"{out}: {num_parameters:,} parameters", highlight=False)
 
 
 @app.command()
@@ -380,7 +418,7 @@ def export_data(
     run_or_folder: Annotated[
         Path,
         typer.Argument(
-            help="A finished run, or a folder that `import` wrote; with --with-code a checkpoint folder."
+            help="A finished run, or a folder that `import` wrote; with --with-code a model as `serve` takes."
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder to write; it appears whole or not at all.")],
@@ -406,7 +444,7 @@ def export_data(
     if to is None:
         from infinity_mm.serving.with_code import export_with_code
 
-        code = export_with_code(run_or_folder, out)
+        code = export_with_code(str(run_or_folder), out)
         if as_json:
             _print_json({"out": str(out), "code": [path.name for path in code]})
         else:

@@ -1,7 +1,7 @@
 """One conversation to token ids, labels, positions and patches.
 
     conversation --place_images--> messages --ChatML--> ids, labels, positions, branches
-                 --plan_slices, cut_views, to_patches, normalise--> pixel_values (P, C), view_shapes (V, 3)
+                 --plan_images, image_processor.pixels--> pixel_values (P, C), view_shapes (V, S)
 
 The ids are those of the tokenizer's own chat template. One deliberate choice: an answer is tokenised apart from the
 `assistant` line before it, as at generation time, where the prompt ends there. And text is never read as a special
@@ -31,12 +31,11 @@ from infinity_mm.data.regions import Notation, write_regions
 from infinity_mm.errors import explain
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.processor import InfinityMMProcessor
-from infinity_mm.model.schema import SchemaTokens, image_token_ids
+from infinity_mm.model.schema import image_token_ids, num_sequence_tokens
 from infinity_mm.model.tokenizer import IM_END, IM_START
 from infinity_mm.record import digest
 from infinity_mm.vision.images import upright_rgb
-from infinity_mm.vision.pixels import cut_views, normalise, to_patches
-from infinity_mm.vision.slicing import SlicePlan, plan_slices
+from infinity_mm.vision.plans import ImagePlan, plan_images, view_shapes
 
 IGNORE = -100
 """Label of a position without loss."""
@@ -84,7 +83,7 @@ class Encoded:
     pixel_values: Tensor | None
     """(P, 3 * patch^2) float32, the patches of all views; None without images."""
     view_shapes: Tensor | None
-    """(V, 3): image index in the sample, rows and columns in patches."""
+    """(V, S): image index in the sample, rows and columns in patches, and what else a plan's `view_shapes` say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +173,9 @@ class Encoder:
         image_processor: InfinityMMImageProcessor = processor.image_processor
         tokenizer: PreTrainedTokenizerFast = processor.tokenizer
         self.tokenizer = tokenizer
-        self.slicing = image_processor.slice_config()
-        self.mean, self.std = image_processor.image_mean, image_processor.image_std
-        self.schema_ids = SchemaTokens().ids(tokenizer)
+        self.image_processor = image_processor
+        self.view_config = image_processor.view_config()
+        self.schema_ids = processor.schema_ids
         vocab = tokenizer.get_vocab()
         self.im_start, self.im_end = [vocab[IM_START]], [vocab[IM_END]]
         self.pad_id: int = (
@@ -186,15 +185,15 @@ class Encoder:
     def encode(self, conversation: Conversation, turns: Turns) -> Encoded:
         """The whole sample."""
         images = [upright_rgb(image) for image in conversation.images]
-        plans = [plan_slices(*image.size, self.slicing) for image in images]
-        shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.view_shapes]
+        plans = plan_images([image.size for image in images], self.view_config)
+        shapes = view_shapes(plans)
         return Encoded(
             layout=self.layout(conversation, turns, plans),
             pixel_values=self.pixels(images, plans) if images else None,
             view_shapes=torch.tensor(shapes) if shapes else None,
         )
 
-    def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[SlicePlan]) -> Layout:
+    def layout(self, conversation: Conversation, turns: Turns, plans: Sequence[ImagePlan]) -> Layout:
         """The text side; `plans` are those of the upright images."""
         images = [image_token_ids(plan, self.schema_ids) for plan in plans]
         return self._tokenise(conversation.id, self._write(conversation, turns, images), len(images))
@@ -212,10 +211,12 @@ class Encoder:
 
     def image_costs(self, sizes: Sequence[tuple[int, int]]) -> list[ImageCost]:
         """What the upright images of one sample cost; raises UserError for one that is not accepted."""
-        plans = [plan_slices(width, height, self.slicing) for width, height in sizes]
         return [
-            ImageCost(tokens=len(image_token_ids(plan, self.schema_ids)), view_shapes=tuple(plan.view_shapes))
-            for plan in plans
+            ImageCost(
+                tokens=num_sequence_tokens(plan),
+                view_shapes=tuple((rows, columns) for rows, columns, *_ in plan.view_shapes),
+            )
+            for plan in plan_images(sizes, self.view_config)
         ]
 
     @property
@@ -235,10 +236,9 @@ class Encoder:
             self._write_independent(builder, conversation.id, messages, images)
         return builder
 
-    def pixels(self, images: Sequence[Image.Image], plans: Sequence[SlicePlan]) -> Tensor:
+    def pixels(self, images: Sequence[Image.Image], plans: Sequence[ImagePlan]) -> Tensor:
         """(P, 3 * patch^2) float32: the patches of upright RGB images."""
-        views = [view for image, plan in zip(images, plans) for view in cut_views(image, plan)]
-        return normalise(to_patches(views, self.slicing.patch_px), self.mean, self.std)
+        return self.image_processor.pixels(images, plans)
 
     def _write_causal(
         self, builder: _Builder, messages: tuple[Message, ...], images: list[list[int]]

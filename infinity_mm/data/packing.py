@@ -41,7 +41,7 @@ class Packed:
     pixel_values: Tensor | None
     """(P, 3 * patch^2). Packed patches of all views in order of rows; None when no row holds an image."""
     view_shapes: Tensor | None
-    """(V, 3): (image index in the batch, rows, columns in patches) of each view."""
+    """(V, S): image index in the batch, rows and columns in patches of each view, and what else its plan says."""
     views_per_row: tuple[int, ...]
     """How many of the views belong to each row."""
     ids: tuple[tuple[str, ...], ...]
@@ -80,7 +80,7 @@ def join(batches: Sequence[Packed]) -> Packed:
     num_images = 0
     for batch in batches:
         if batch.view_shapes is not None:
-            shapes.append(batch.view_shapes + torch.tensor([num_images, 0, 0]))
+            shapes.append(_renumbered(batch.view_shapes, num_images))
             num_images += batch.num_images
     pixels = [batch.pixel_values for batch in batches if batch.pixel_values is not None]
     return Packed(
@@ -96,6 +96,13 @@ def join(batches: Sequence[Packed]) -> Packed:
         domains=tuple(domains for batch in batches for domains in batch.domains),
         sources=tuple(sources for batch in batches for sources in batch.sources),
     )
+
+
+def _renumbered(view_shapes: Tensor, difference: int | Tensor) -> Tensor:
+    """A copy whose image indices, the first column, are changed by `difference`."""
+    copy = view_shapes.clone()
+    copy[:, 0] += difference
+    return copy
 
 
 def best_fit(
@@ -176,7 +183,7 @@ def _pack_row(row: Sequence[Encoded], row_tokens: int, pad_id: int) -> Packed:
     num_images = 0
     for sample in row:
         if sample.view_shapes is not None:
-            shapes.append(sample.view_shapes + torch.tensor([num_images, 0, 0]))
+            shapes.append(_renumbered(sample.view_shapes, num_images))
             num_images += sample.layout.num_images
     pixels = [sample.pixel_values for sample in row if sample.pixel_values is not None]
     return Packed(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from infinity_mm.engines.base import ImageReader, Reply, Request
@@ -23,7 +24,7 @@ from infinity_mm.engines.sampling import Sampler
 from infinity_mm.model.schema import image_token_ids
 from infinity_mm.record import ImageRef, canonical_json, digest
 from infinity_mm.vision.images import decode_image
-from infinity_mm.vision.slicing import plan_slices
+from infinity_mm.vision.plans import plan_image, view_shapes
 
 _PREFIXES_AT_ONCE = 16
 """Prefixes, with their images, in one forward; bounds memory, not speed."""
@@ -36,6 +37,8 @@ class _Picture:
     """One image on its way to features."""
 
     sha256: str
+    alone: bool
+    """Whether it is its request's only image, which some models cut differently."""
     token_ids: list[int]
     """What it becomes in the prompt."""
     pixels: tuple[Tensor, Tensor] | None
@@ -74,8 +77,8 @@ class OwnModel:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._images = images
-        self._slicing = processor.image_processor.slice_config()
-        self._pictures: BytesLru[str, _Picture] = BytesLru(cache_bytes // 2)
+        self._view_config = processor.image_processor.view_config()
+        self._pictures: BytesLru[tuple[str, bool], _Picture] = BytesLru(cache_bytes // 2)
         self._prefixes: BytesLru[str, Prefix] = BytesLru(cache_bytes // 2)
         eos = model.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
@@ -89,9 +92,8 @@ class OwnModel:
         """Tokenise a request and read its images; raises `Refused` or `BadImage`."""
         messages = chat_messages(request)
         parts = [part for message in messages for part in message["content"]]
-        pictures = tuple(
-            self._picture(request.images[part["index"]]) for part in parts if part["type"] == "image"
-        )
+        images = [request.images[part["index"]] for part in parts if part["type"] == "image"]
+        pictures = tuple(self._picture(image, alone=len(images) == 1) for image in images)
         shape = tuple((m["role"], tuple(part["type"] for part in m["content"])) for m in messages)
         texts = [part["text"] for part in parts if part["type"] == "text"]
         ids, prefix_length = self._ids(self._pieces(shape), texts, pictures)
@@ -169,22 +171,23 @@ class OwnModel:
             ).pooler_output
             for picture, its_features in zip(new, features, strict=True):
                 picture.features, picture.pixels = its_features.clone(), None
-                self._pictures.put(picture.sha256, picture, num_bytes=its_features.nbytes)
+                self._pictures.put((picture.sha256, picture.alone), picture, num_bytes=its_features.nbytes)
         return [picture.features for picture in pictures if picture.features is not None]
 
-    def _picture(self, image: ImageRef) -> _Picture:
-        kept = self._pictures.get(image.sha256)
+    def _picture(self, image: ImageRef, *, alone: bool) -> _Picture:
+        kept = self._pictures.get((image.sha256, alone))
         if kept is not None:
             return kept
         decoded = decode_image(self._images.read(image))
-        plan = plan_slices(*decoded.size, self._slicing)
-        out = self._processor.image_processor.preprocess([decoded], return_tensors="pt")
+        plan = plan_image(*decoded.size, self._view_config, alone=alone)
+        pixels = self._processor.image_processor.pixels([decoded], [plan])
         picture = _Picture(
             sha256=image.sha256,
+            alone=alone,
             token_ids=image_token_ids(plan, self._processor.schema_ids),
-            pixels=(out["pixel_values"], out["view_shapes"]),
+            pixels=(pixels, torch.tensor(view_shapes([plan]))),
         )
-        self._pictures.put(image.sha256, picture, num_bytes=out["pixel_values"].nbytes)
+        self._pictures.put((image.sha256, alone), picture, num_bytes=pixels.nbytes)
         return picture
 
     def _ids(

@@ -166,11 +166,12 @@ def _failure(error: Exception) -> Failure:
 def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from infinity_mm.engines import attention
     from infinity_mm.engines.any_model import AnyModel
     from infinity_mm.engines.own_model import OwnModel
+    from infinity_mm.model.released import is_released, load_released
 
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
@@ -178,12 +179,15 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
     folder = model_folder(spec.model, spec.revision)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if spec.device == "auto" else spec.device
     dtype = ("float32" if device == "cpu" else "bfloat16") if spec.dtype == "auto" else spec.dtype
-    config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-    )
+    if is_released(folder):
+        model, processor = load_released(folder, dtype=getattr(torch, dtype))
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        )
+        processor = AutoProcessor.from_pretrained(folder)
     model = cast(Any, model).to(device).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    config = model.config
     layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
     is_own = config.model_type == "infinity_mm" and layers == {"full_attention"}
     if is_own and device == "cpu":

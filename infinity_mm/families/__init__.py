@@ -13,6 +13,7 @@ from infinity_mm.families.internvl import INTERNVL
 from infinity_mm.families.llava_onevision import LLAVA_ONEVISION
 from infinity_mm.families.qwen_vl import QWEN2_5_VL, QWEN3_VL
 from infinity_mm.families.smolvlm import SMOLVLM
+from infinity_mm.model.released import is_released
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -20,8 +21,8 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(folder: Path) -> Family:
-    """The family of a checkpoint folder."""
+def family_of(folder: Path, *, convert: bool = False) -> Family:
+    """The family of a checkpoint folder; with `convert`, ours for released weights that can become ours."""
     file = folder / "config.json"
     if not file.is_file():
         raise explain(
@@ -30,6 +31,14 @@ def family_of(folder: Path) -> Family:
             fix="give the folder that holds config.json, model.safetensors and the processor",
         )
     model_type = str(json.loads(file.read_text(encoding="utf-8")).get("model_type"))
+    if is_released(folder) and (convert or model_type not in FAMILIES):
+        return INFINITY_MM
+    if convert:
+        raise explain(
+            what=f"model.convert is given, but a {model_type} cannot become our own model",
+            where=str(file),
+            fix="remove it: the model is trained as what it is",
+        )
     if model_type not in FAMILIES:
         near = difflib.get_close_matches(model_type, FAMILIES, n=1)
         raise explain(

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, final
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.encode import NOTATION, Encoder, RowEncoder
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.model.flops import model_sizes, vision_flops
+from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 
@@ -25,7 +25,7 @@ class InfinityMM:
     model_type = "infinity_mm"
     parts: Parts = {  # noqa: RUF012
         "vision_tower": ("model.vision_tower.",),
-        "connector": ("model.connector.",),
+        "connector": ("model.connector.", "model.image_newline"),
         "language_model": ("model.language_model.", "lm_head."),
     }
     packs = True
@@ -36,9 +36,10 @@ class InfinityMM:
         return ()
 
     def load(self, folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-        """Model and processor."""
-        settings = {"dtype": torch.float32, **options}
-        model = InfinityMMForConditionalGeneration.from_pretrained(folder, **settings)
+        """Model and processor, also of released weights that become ours."""
+        if options.keys() <= {"dtype"}:
+            return load_model(folder, **options)
+        model = InfinityMMForConditionalGeneration.from_pretrained(folder, **options)
         return model, InfinityMMProcessor.from_pretrained(folder)
 
     def limit(self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits) -> None:

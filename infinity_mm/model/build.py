@@ -50,6 +50,12 @@ class ModelSpec:
     """Most slices per image, the overview not counted."""
     rounding: Literal["floor", "round"] = "floor"
     """How view sides become multiples of `patch_px * merge`."""
+    views: Literal["uhd", "anyres"] = "uhd"
+    """How images are cut; with `anyres` a tile is `scale_px` wide, and `max_slices` and `rounding` are not read."""
+    overview: Literal["first", "last"] = "first"
+    """Whether the overview of `uhd` stands before or after the slices."""
+    max_tiles: int = 9
+    """For `anyres`: an image's feature map is shrunk to about this many tiles' worth of tokens."""
     max_positions: int = 4096
     """Longest sequence the language model is configured for, in tokens."""
     seed: int = 0
@@ -77,7 +83,7 @@ def build_vision_config(spec: ModelSpec) -> SiglipVisionConfig:
 
 def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> InfinityMMConfig:
     """The configuration of `spec` for a tokenizer that holds the schema tokens."""
-    ids = SchemaTokens().ids(tokenizer)
+    ids = SchemaTokens.of(spec.views).ids(tokenizer)
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=spec.text_hidden,
@@ -100,6 +106,9 @@ def build_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> Infinit
         scale_px=spec.scale_px,
         max_slices=spec.max_slices,
         rounding=spec.rounding,
+        views=spec.views,
+        overview=spec.overview,
+        max_tiles=spec.max_tiles,
         image_token_id=ids.image,
         image_start_token_id=ids.image_start,
         image_end_token_id=ids.image_end,

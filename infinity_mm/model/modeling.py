@@ -2,7 +2,8 @@
 
     pixel_values, view_shapes --vision_tower, connector--> image features --fuse--> embeddings --language_model-->
 
-Legend: B batch rows, T positions, P patches, V views, K image features, E text width, M labelled positions.
+Legend: B batch rows, T positions, P patches, V views, S numbers about a view (see `image_processor.py`), K image
+features, E text width, M labelled positions.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
@@ -23,6 +25,7 @@ from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.connectors.registry import CONNECTORS
 from infinity_mm.model.cross_entropy import token_losses
 from infinity_mm.model.fusion import check_counts, fuse
+from infinity_mm.model.stitching import stitch
 from infinity_mm.model.vision_tower import VisionTower
 
 IGNORED_LABEL = -100
@@ -61,6 +64,13 @@ class InfinityMMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Transformers' own; a newline starts at the scale of a token embedding."""
+        super()._init_weights(module)
+        if isinstance(module, InfinityMMModel) and module.config.views == "anyres":
+            init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)
+
 
 class InfinityMMModel(InfinityMMPreTrainedModel):
     """The model without a head: hidden states of the language model."""
@@ -68,13 +78,15 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
     def __init__(self, config: InfinityMMConfig) -> None:
         super().__init__(config)
         vision, text = _sub_configs(config)
-        self.vision_tower = VisionTower(cast(Any, vision))
+        self.vision_tower = VisionTower(cast(Any, vision), post_layernorm=config.vision_post_layernorm)
         self.connector = CONNECTORS[config.connector](
             vision_dim=vision.hidden_size,
             text_dim=text.hidden_size,
             hidden_dim=config.connector_hidden or text.hidden_size,
             shape=config.connector_shape(),
         )
+        if config.views == "anyres":
+            self.image_newline = nn.Parameter(torch.empty(text.hidden_size))
         self.language_model: PreTrainedModel = AutoModel.from_config(text)
         self.post_init()
 
@@ -93,7 +105,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
     def get_image_features(
         self,
         pixel_values: Float[Tensor, "P F"] | Sequence[Tensor],
-        view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
+        view_shapes: Int[Tensor, "V S"] | Sequence[Tensor],
         return_dict: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling | list[Float[Tensor, "_ E"]]:
@@ -104,15 +116,22 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         image index in `view_shapes` is not read.
         """
         pixel_values, view_shapes = _packed(pixel_values, view_shapes)
-        features_KE = self.connector(self.vision_tower(pixel_values, view_shapes), view_shapes)
-        shape = self.config.connector_shape()
-        num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
-        for image, rows, columns in view_shapes.tolist():
-            num_tokens[image] += shape.num_tokens(rows, columns)
-        per_image = list(features_KE.split(num_tokens))
+        grids_V3 = view_shapes[:, :3]
+        features_KE = self.connector(self.vision_tower(pixel_values, grids_V3), grids_V3)
+        if self.config.views == "anyres":
+            per_image = stitch(features_KE, view_shapes, self.config.anyres_config(), self.image_newline)
+            features_KE = torch.cat(per_image)  # without what was padding, with newlines
+        else:
+            shape = self.config.connector_shape()
+            num_tokens = [0] * (int(view_shapes[-1, 0]) + 1)
+            for image, rows, columns in grids_V3.tolist():
+                num_tokens[image] += shape.num_tokens(rows, columns)
+            per_image = list(features_KE.split(num_tokens))
         if not return_dict:
             return per_image
-        return BaseModelOutputWithPooling(last_hidden_state=features_KE, pooler_output=cast(Any, per_image))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=cast(Any, features_KE), pooler_output=cast(Any, per_image)
+        )
 
     def forward(
         self,
@@ -122,7 +141,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T E"] | None = None,
         pixel_values: Float[Tensor, "P F"] | None = None,
-        view_shapes: Int[Tensor, "V 3"] | None = None,
+        view_shapes: Int[Tensor, "V S"] | None = None,
         image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         sample_ids: Int[Tensor, "B T"] | None = None,
         branch_ids: Int[Tensor, "B T"] | None = None,
@@ -191,7 +210,7 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
         self, mask: Tensor | None, sample_ids: Tensor | None, branch_ids: Tensor | None, inputs_embeds: Tensor
     ) -> dict[str, Any]:
         """The language model's arguments about attention, in the form its backend reads."""
-        backend, dtype = self.language_model.config._attn_implementation, inputs_embeds.dtype
+        backend, dtype = str(self.language_model.config._attn_implementation), inputs_embeds.dtype
         check_gradients(backend, inputs_embeds)
         if sample_ids is not None:
             if mask is not None:
@@ -240,7 +259,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
     def get_image_features(
         self,
         pixel_values: Float[Tensor, "P F"] | Sequence[Tensor],
-        view_shapes: Int[Tensor, "V 3"] | Sequence[Tensor],
+        view_shapes: Int[Tensor, "V S"] | Sequence[Tensor],
         return_dict: bool = True,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling | list[Float[Tensor, "_ E"]]:
@@ -255,7 +274,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T E"] | None = None,
         pixel_values: Float[Tensor, "P F"] | None = None,
-        view_shapes: Int[Tensor, "V 3"] | None = None,
+        view_shapes: Int[Tensor, "V S"] | None = None,
         image_features: Sequence[Float[Tensor, "_ E"]] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         loss_weights: Float[Tensor, "B T"] | None = None,
@@ -373,7 +392,7 @@ def _sub_configs(config: InfinityMMConfig) -> tuple[PreTrainedConfig, PreTrained
 
 def _packed(
     pixel_values: Tensor | Sequence[Tensor], view_shapes: Tensor | Sequence[Tensor]
-) -> tuple[Float[Tensor, "P F"], Int[Tensor, "V 3"]]:
+) -> tuple[Float[Tensor, "P F"], Int[Tensor, "V S"]]:
     """Entries per image, in a list or stacked, joined into one packed batch with images numbered in order."""
     if not isinstance(pixel_values, Tensor):
         pixel_values = torch.cat(list(pixel_values))

@@ -1,16 +1,19 @@
 """The markers around image tokens, which tell the language model where each slice lies.
 
-    <|image_start|> IMG*n(overview) [<|slice|> IMG*m ... <|row|>] per row of slices <|image_end|>
+    uhd, overview first: <|image_start|> IMG*n(overview) [<|slice|> IMG*m ... <|row|>] per row of slices <|image_end|>
+    uhd, overview last:  <|image_start|> [<|slice|> IMG*m ... <|row|>] per row of slices IMG*n(overview) <|image_end|>
+    anyres:              IMG*n, no markers: the ends of rows are learned features, not tokens
 
-IMG is `<|image|>`, one per token that the connector emits. Overview first, slices row by row (MiniCPM-V's order);
-the row marker plays the part of the newline in LLaVA-UHD (arXiv 2403.11703, section 3.3).
+IMG is `<|image|>`, one per token that the connector emits. Slices come row by row; overview first is MiniCPM-V's
+order, last that of LLaVA-UHD, whose newline the row marker stands for (arXiv 2403.11703, section 3.3).
 """
 
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from infinity_mm.errors import explain
-from infinity_mm.vision.slicing import SlicePlan
+from infinity_mm.vision.anyres import AnyresPlan
+from infinity_mm.vision.plans import ImagePlan
 
 
 @runtime_checkable
@@ -28,13 +31,13 @@ class SchemaIds:
 
     image: int
     """Id of the token that image features replace."""
-    image_start: int
-    """Id of the marker before an image."""
-    image_end: int
+    image_start: int | None = None
+    """Id of the marker before an image; this and the other markers are None where images are cut by `anyres`."""
+    image_end: int | None = None
     """Id of the marker after an image."""
-    slice: int
+    slice: int | None = None
     """Id of the marker before each slice."""
-    row: int
+    row: int | None = None
     """Id of the marker after each row of slices."""
 
 
@@ -44,19 +47,27 @@ class SchemaTokens:
 
     image: str = "<|image|>"
     """Stands for an image in a prompt, and for one image token after expansion."""
-    image_start: str = "<|image_start|>"
-    """Before an image."""
-    image_end: str = "<|image_end|>"
+    image_start: str | None = "<|image_start|>"
+    """Before an image; this and the other markers are None where images are cut by `anyres`."""
+    image_end: str | None = "<|image_end|>"
     """After an image."""
-    slice: str = "<|slice|>"
+    slice: str | None = "<|slice|>"
     """Before each slice."""
-    row: str = "<|row|>"
+    row: str | None = "<|row|>"
     """After each row of slices."""
+
+    @classmethod
+    def of(cls, views: Literal["uhd", "anyres"], image: str = "<|image|>") -> "SchemaTokens":
+        """The schema of a way of cutting images; `anyres` has no token but `image`."""
+        if views == "anyres":
+            return cls(image=image, image_start=None, image_end=None, slice=None, row=None)
+        return cls(image=image)
 
     @property
     def all(self) -> tuple[str, ...]:
-        """All five texts, for a tokenizer's special tokens."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        """All texts, for a tokenizer's special tokens."""
+        texts = (getattr(self, field.name) for field in fields(self))
+        return tuple(text for text in texts if text is not None)
 
     def ids(self, tokenizer: _Vocabulary) -> SchemaIds:
         """Look the ids up; raises UserError when the tokenizer lacks one."""
@@ -68,32 +79,36 @@ class SchemaTokens:
                 where="SchemaTokens.ids",
                 fix="add them with tokenizer.add_special_tokens and resize the embeddings",
             )
-        return SchemaIds(**{field.name: vocab[getattr(self, field.name)] for field in fields(self)})
+        texts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return SchemaIds(**{name: vocab[text] for name, text in texts.items() if text is not None})
 
 
-def image_token_ids(plan: SlicePlan, ids: SchemaIds) -> list[int]:
+def image_token_ids(plan: ImagePlan, ids: SchemaIds) -> list[int]:
     """What one image becomes in `input_ids`."""
-    overview, *slices = plan.views
-    out = [ids.image_start, *[ids.image] * overview.num_tokens]
-    if plan.grid is not None:
-        columns, rows = plan.grid
-        one_slice = [ids.slice, *[ids.image] * slices[0].num_tokens]
-        out += (one_slice * columns + [ids.row]) * rows
-    return [*out, ids.image_end]
+    return [id_ for name, count in _runs(plan) for id_ in [getattr(ids, name)] * count]
 
 
-def image_text(plan: SlicePlan, tokens: SchemaTokens) -> str:
+def image_text(plan: ImagePlan, tokens: SchemaTokens) -> str:
     """What one image becomes in a prompt's text; tokenises to `image_token_ids`."""
-    overview, *slices = plan.views
-    out = tokens.image_start + tokens.image * overview.num_tokens
+    return "".join(getattr(tokens, name) * count for name, count in _runs(plan))
+
+
+def _runs(plan: ImagePlan) -> list[tuple[str, int]]:
+    """(token of the schema, how often it is repeated), in order."""
+    if isinstance(plan, AnyresPlan):
+        return [("image", plan.num_tokens)]
+    views = plan.views if plan.overview == "first" else plan.views[::-1]
+    overview, slices = [("image", views[0].num_tokens)], list[tuple[str, int]]()
     if plan.grid is not None:
         columns, rows = plan.grid
-        one_slice = tokens.slice + tokens.image * slices[0].num_tokens
-        out += (one_slice * columns + tokens.row) * rows
-    return out + tokens.image_end
+        slices = ([("slice", 1), ("image", views[1].num_tokens)] * columns + [("row", 1)]) * rows
+    inside = [*overview, *slices] if plan.overview == "first" else [*slices, *overview]
+    return [("image_start", 1), *inside, ("image_end", 1)]
 
 
-def num_sequence_tokens(plan: SlicePlan) -> int:
+def num_sequence_tokens(plan: ImagePlan) -> int:
     """Positions one image takes in the language model: its image tokens and all markers."""
+    if isinstance(plan, AnyresPlan):
+        return plan.num_tokens
     rows = plan.grid[1] if plan.grid is not None else 0
     return plan.num_tokens + 2 + plan.num_slices + rows

@@ -50,16 +50,17 @@ class PatchEmbeddings(nn.Module):
 
 
 class VisionTower(SiglipPreTrainedModel):
-    """SigLIP's encoder and final layer norm, without its pooling head."""
+    """SigLIP's encoder and, unless left out, its final layer norm; without its pooling head."""
 
     config: SiglipVisionConfig
     main_input_name = "pixel_values"
 
-    def __init__(self, config: SiglipVisionConfig) -> None:
+    def __init__(self, config: SiglipVisionConfig, *, post_layernorm: bool = True) -> None:
         super().__init__(config)
         self.embeddings = PatchEmbeddings(config)
         self.encoder = SiglipEncoder(cast(Any, config))
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_layernorm = norm if post_layernorm else nn.Identity()
         self.post_init()
 
     def forward(

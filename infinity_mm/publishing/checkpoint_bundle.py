@@ -49,6 +49,8 @@ def checkpoint_bundle(folder: Path, *, repo: str) -> Bundle:
 def _sorted_out(folder: Path) -> tuple[list[str], dict[str, str]]:
     taken: list[str] = []
     left_out: dict[str, str] = {}
+    # Code belongs to a model whose configuration points to it: `infinity-mm export --with-code` wrote both.
+    carries_code = (folder / "config.json").is_file() and "auto_map" in _json(folder / "config.json")
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         name = path.relative_to(folder).as_posix()
         if path.is_dir():
@@ -63,7 +65,7 @@ def _sorted_out(folder: Path) -> tuple[list[str], dict[str, str]]:
             left_out[name] = "goes into the card" if name != MANIFEST else "is written anew"
         elif path.suffix in _PICKLES:
             left_out[name] = "a pickle, which can run code where it is loaded"
-        elif path.suffix in _ENDINGS:
+        elif path.suffix in _ENDINGS or (path.suffix == ".py" and carries_code):
             taken.append(name)
         else:
             left_out[name] = f"files with the ending `{path.suffix}` are not part of a model"

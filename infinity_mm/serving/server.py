@@ -63,7 +63,7 @@ def serve(config: ServeConfig, *, say: Callable[[str], None]) -> int:
     started = time.monotonic()
     with (
         suppress(KeyboardInterrupt),
-        _sigterm_interrupts(),
+        _signals_interrupt(),
         running(command, config.url, environment=environment, timeout_s=config.startup_timeout_s) as server,
     ):
         took_s = time.monotonic() - started
@@ -194,10 +194,10 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, timeout_s: f
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end, then end the whole group: vLLM's workers are processes of their own."""
+    """Ask it to end, then end the whole group: vLLM's workers are processes of their own. A second Ctrl-C hurries."""
     with suppress(ProcessLookupError):
         process.terminate()
-    with suppress(subprocess.TimeoutExpired):
+    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         process.wait(_STOP_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -205,14 +205,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """`kill` ends the server as Ctrl-C does."""
+def _signals_interrupt() -> Iterator[None]:
+    """`kill` and a closed terminal end the server as Ctrl-C does; what the caller ignores, as nohup does, stays so."""
 
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    ending = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in ending}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import infinity_mm
+from infinity_mm.engines.model_files import model_folder
 from infinity_mm.errors import explain
 from infinity_mm.storage.files import whole_folder
 
@@ -44,20 +45,16 @@ except ImportError:  # the shapes in annotations are for readers; Annotated take
 _HEADER = "# Written by `infinity-mm export --with-code` from {source}, infinity-mm {version}, Apache License 2.0.\n"
 
 
-def export_with_code(checkpoint: Path, out: Path) -> list[Path]:
-    """Copy a checkpoint folder to the new folder `out`, with the code it needs; returns the files of code.
+def export_with_code(model: str, out: Path) -> list[Path]:
+    """Copy a checkpoint to the new folder `out`, with the code it needs; returns the files of code.
 
-    Subfolders (the optimiser) stay behind. Raises `UserError` if `out` exists or `checkpoint` is not one of ours.
+    `model` is a shipped model, a checkpoint folder or a Hub id. Subfolders (the optimiser) stay behind. Raises
+    `UserError` if `out` exists or the model is not one of ours.
     """
     where = "infinity-mm export --with-code"
     if out.exists():
         raise explain(what=f"{out} exists already", where=where, fix="name a new folder with --out")
-    if not (checkpoint / "config.json").is_file():
-        raise explain(
-            what=f"{checkpoint} holds no model: it has no config.json",
-            where=where,
-            fix="give the folder that training wrote (`<out_dir>/model` or `<out_dir>/checkpoint-N`)",
-        )
+    checkpoint = model_folder(model, None)
     model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != _PACKAGE:
         raise explain(
@@ -84,7 +81,7 @@ def code_files() -> dict[str, str]:
         module = waiting.pop()
         if module not in sources:
             sources[module] = _source(module)
-            waiting += [node.module for node in _own_imports(ast.parse(sources[module]))]
+            waiting += [imported for _, imported in _own_imports(ast.parse(sources[module]))]
     return {_file_name(module): _rewritten(module, sources[module]) for module in sorted(sources)}
 
 
@@ -117,29 +114,26 @@ def _file_name(module: str) -> str:
     return f"{_stem(module)}.py"
 
 
-class _OwnImport(ast.ImportFrom):
-    """`from infinity_mm.some.module import name`, the only form that can be rewritten."""
-
-    module: str
-
-
-def _own_imports(tree: ast.Module) -> Iterator[_OwnImport]:
+def _own_imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, module) of every `from infinity_mm.some.module import name`, the only form that can be rewritten."""
     for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        assert not any(name.split(".")[0] == _PACKAGE for name in names), f"line {node}: import {names}"
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            assert not any(name.split(".")[0] == _PACKAGE for name in names), (
+                f"line {node.lineno}: import {names}"
+            )
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import"
             if (node.module or "").split(".")[0] == _PACKAGE:
-                yield node  # pyright: ignore[reportReturnType]
+                yield node.lineno, str(node.module)
 
 
 def _rewritten(module: str, text: str) -> str:
     """The module's text with our imports made relative, and jaxtyping wanted but not needed."""
     tree = ast.parse(text)
     lines = text.splitlines()
-    for node in _own_imports(tree):
-        line = lines[node.lineno - 1]
-        lines[node.lineno - 1] = line.replace(f"from {node.module} ", f"from .{_stem(node.module)} ", 1)
+    for line, imported in _own_imports(tree):
+        lines[line - 1] = lines[line - 1].replace(f"from {imported} ", f"from .{_stem(imported)} ", 1)
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "jaxtyping":
             stand_ins = ", ".join(f"Annotated as {alias.name}" for alias in node.names)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from infinity_mm.errors import explain
 from infinity_mm.model.build import ModelSpec
+from infinity_mm.model.parts import PartsSpec
 
 
 def _at_least_one(config: object, where: str, *names: str) -> None:
@@ -62,6 +63,9 @@ class StartConfig:
 
     path: str | None = None
     """Checkpoint folder with model and processor."""
+    convert: bool = False
+    """Used with `path` only: make our own model of LLaVA-OneVision's weights in transformers' names, instead of
+    training transformers' class. In LLaVA-NeXT's names (Aquila-VL) they always become ours."""
     scale_px: int | None = None
     """Used with `path` only: side of the square whose area one view may have from now on, in pixels; None keeps the
     checkpoint's."""
@@ -78,17 +82,21 @@ class StartConfig:
     """Used with `build` only: folder of a trained vision tower of these sizes, as train/tower.py writes it."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Used with `build` only."""
+    parts: PartsSpec | None = None
+    """Published vision tower and language model with a fresh connector between them."""
+    attention: Literal["eager", "sdpa", "sdpa_float32", "flex_attention", "varlen"] | None = None
+    """Attention backend (docs/model.md); None: sdpa, and sdpa_float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.build is None):
+        if sum(start is not None for start in (self.path, self.build, self.parts)) != 1:
             raise explain(
-                what="exactly one of model.path and model.build must be given",
+                what="exactly one of model.path, model.build and model.parts must be given",
                 where="YAML section `model`",
-                fix="path: start from a checkpoint; build: start from scratch",
+                fix="path: a checkpoint; build: a model from scratch; parts: published parts",
             )
-        if self.path is not None and self.vision_tower is not None:
+        if self.build is None and self.vision_tower is not None:
             raise explain(
-                what="model.vision_tower is given with model.path, whose checkpoint has a tower of its own",
+                what="model.vision_tower is for model.build; a part or checkpoint has a tower of its own",
                 where="YAML section `model`",
                 fix="remove one of them",
             )

@@ -126,7 +126,7 @@ def step_flops(sizes: ModelSizes, batches: Iterable[Packed], trained: Collection
     """
     useful = padding = 0
     for batch in batches:
-        views = [] if batch.view_shapes is None else [(r, c) for _, r, c in batch.view_shapes.tolist()]
+        views = [] if batch.view_shapes is None else [(r, c) for _, r, c, *_ in batch.view_shapes.tolist()]
         pairs = sum(int(torch.bincount(row[row != 0]).double().square().sum()) for row in batch.sample_ids)
         useful += training_flops(
             forward_flops(

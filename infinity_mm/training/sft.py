@@ -32,6 +32,7 @@ from infinity_mm.data.mixture import Mixture
 from infinity_mm.data.plan import Drop, Planner
 from infinity_mm.data.quarantine import Listed, append_quarantine
 from infinity_mm.errors import UserError, explain
+from infinity_mm.families import INFINITY_MM
 from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.configuration import InfinityMMConfig
@@ -212,7 +213,9 @@ def _save_final(target: Path, weights: Weights, started: Started, config: SftCon
             return
         model = lora.merged(started.family, base, checkpoints(config.out_dir)[-1])
         tensors = dict(model.requires_grad_(False).state_dict(keep_vars=True))
-    names = tensor_names(base) if base is not None else set()
+    # Our own model has names of its own, also where it was made of released weights.
+    keeps = base is not None and started.family is not INFINITY_MM
+    names = tensor_names(base) if keeps else set()
     save_model(
         target, tensors=tensors, model=model, processor=processor, dtype=config.save_dtype, names=names
     )
@@ -224,7 +227,9 @@ def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> n
     freeze(model, config, family.parts, family.idle(model.config))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.precision == "bf16" and accelerator.device.type == "cpu":
+    if config.model.attention is not None:
+        model.set_attn_implementation(config.model.attention)
+    elif accelerator.device.type == "cpu":
         model.set_attn_implementation(SDPA_FLOAT32)  # 1.2 to 1.5 times the speed, see that file
     if config.compile:
         for module in model.modules():

@@ -23,6 +23,7 @@ from infinity_mm.errors import explain
 from infinity_mm.families import INFINITY_MM, family_of
 from infinity_mm.families.base import Family, Limits
 from infinity_mm.model.build import build_model
+from infinity_mm.model.parts import build_from_parts
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.training import lora as adapters
@@ -70,12 +71,15 @@ def start_model(
         if start.vision_tower is not None:
             load_tower(model, Path(start.vision_tower))
         return Started(family=INFINITY_MM, model=model, processor=processor)
+    if start.parts is not None and resumed is None:
+        model, processor = build_from_parts(start.parts)
+        return Started(family=INFINITY_MM, model=model, processor=processor)
     if lora is None and resumed is not None:  # as it was saved, limits included
         family, model, processor = load_family(resumed)
         return Started(family=family, model=model, processor=processor)
     assert start.path is not None
     options = {} if lora is None else adapters.base_options(lora)
-    family, model, processor = load_family(Path(start.path), **options)
+    family, model, processor = load_family(Path(start.path), convert=start.convert, **options)
     limits = Limits(
         scale_px=start.scale_px,
         max_slices=start.max_slices,
@@ -113,7 +117,9 @@ def load_tower(model: PreTrainedModel, folder: Path) -> None:
     tower.load_state_dict(trained)
 
 
-def load_family(folder: Path, **options: Any) -> tuple[Family, PreTrainedModel, ProcessorMixin]:
+def load_family(
+    folder: Path, *, convert: bool = False, **options: Any
+) -> tuple[Family, PreTrainedModel, ProcessorMixin]:
     """A checkpoint folder's family, its model in float32 unless `options` say otherwise, and its processor."""
     if (folder / "adapter_config.json").is_file():
         raise explain(
@@ -121,7 +127,7 @@ def load_family(folder: Path, **options: Any) -> tuple[Family, PreTrainedModel, 
             where="model.path",
             fix="train with lora.merge: true, or merge them with peft; model.path wants a whole model",
         )
-    family = family_of(folder)
+    family = family_of(folder, convert=convert)
     return family, *family.load(folder, **options)
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 from infinity_mm.errors import explain
 
 Rounding = Literal["floor", "round"]
+Overview = Literal["first", "last"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +66,8 @@ class SliceConfig:
     """Tokens of every view, for a connector with a fixed number of queries; None: one a cell."""
     aspect_guard: AspectGuard | None = AspectGuard()
     """Limit on the aspect ratio; None plans any size as the reference does."""
+    overview: Overview = "first"
+    """Where the overview stands: before the slices (MiniCPM-V) or after them (LLaVA-UHD's July 2024 code)."""
 
     def __post_init__(self) -> None:
         where = "SliceConfig"
@@ -99,6 +102,10 @@ class SliceConfig:
         if self.rounding not in ("floor", "round"):
             raise explain(
                 what=f"rounding={self.rounding!r} is unknown", where=where, fix="use 'floor' or 'round'"
+            )
+        if self.overview not in ("first", "last"):
+            raise explain(
+                what=f"overview={self.overview!r} is unknown", where=where, fix="use 'first' or 'last'"
             )
 
     @property
@@ -168,14 +175,17 @@ class SlicePlan:
     """What view sides are multiples of, in pixels."""
     view_tokens: int | None = None
     """Tokens of every view; None: one a cell."""
+    overview: Overview = "first"
+    """Whether the overview comes before or after the slices."""
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """The overview, then the slices row by row."""
+        """The slices row by row, with the overview before or after them."""
         sizes = [self.overview_size]
         if self.grid is not None and self.slice_size is not None:
             columns, rows = self.grid
-            sizes += [self.slice_size] * (columns * rows)
+            slices = [self.slice_size] * (columns * rows)
+            sizes = [*sizes, *slices] if self.overview == "first" else [*slices, *sizes]
         return tuple(
             View(
                 width_px=width,
@@ -226,7 +236,7 @@ def plan_slices(width: int, height: int, config: SliceConfig) -> SlicePlan:
         overview = _fit(width, height, config, upscale=True)
         return SlicePlan(
             canvas_size=(width, height), grid=None, slice_size=None, overview_size=overview,
-            patch_px=config.patch_px, cell_px=cell, view_tokens=config.view_tokens,
+            patch_px=config.patch_px, cell_px=cell, view_tokens=config.view_tokens, overview=config.overview,
         )  # fmt: skip
     columns, rows = _best_grid(width, height, num_slices, config.max_slices)
     slice_size = _fit(
@@ -238,7 +248,7 @@ def plan_slices(width: int, height: int, config: SliceConfig) -> SlicePlan:
     return SlicePlan(
         canvas_size=(width, height), grid=(columns, rows), slice_size=slice_size,
         overview_size=_fit(width, height, config, upscale=False), patch_px=config.patch_px, cell_px=cell,
-        view_tokens=config.view_tokens,
+        view_tokens=config.view_tokens, overview=config.overview,
     )  # fmt: skip
 
 

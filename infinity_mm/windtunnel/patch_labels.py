@@ -173,7 +173,9 @@ Floats = NDArray[np.floating]
 def _patches(scene: Scene, plan: SlicePlan) -> tuple[Floats, Floats, Floats, Floats]:
     """Middle x and y, width and height of every patch, in image pixels."""
     parts: list[tuple[Floats, ...]] = []
-    for number, (rows, columns) in enumerate(plan.view_shapes):
+    last = plan.overview == "last"
+    for place, (rows, columns) in enumerate(plan.view_shapes):
+        number = (place + 1) % len(plan.views) if last else place  # the overview is number 0
         grid_columns, grid_rows = plan.grid if number and plan.grid else (1, 1)
         down, across = divmod(number - 1, grid_columns) if number else (0, 0)
         width, height = scene.width / grid_columns / columns, scene.height / grid_rows / rows

@@ -68,6 +68,9 @@ class VlmServer:
         self._stop = asyncio.Event()
         self.is_down = False
         """True: every call gets a 503."""
+        self.is_holding = False
+        """True: calls about the first picture that comes wait until this is False again."""
+        self._held = ""
 
     def __enter__(self) -> Self:
         ready = threading.Event()
@@ -133,6 +136,10 @@ class VlmServer:
         self.calls[kind] += 1  # on arrival: a caller that went away while it waited is counted at once
         fault = self._fault(kind)
         await asyncio.sleep(self._delay_s)
+        if self.is_holding and kind != "probe":
+            self._held = self._held or images[0]
+            while self.is_holding and images[0] == self._held:
+                await asyncio.sleep(0.02)
         if fault == "429":
             return web.json_response(
                 {"error": {"message": "rate limit"}}, status=429, headers={"Retry-After": "0"}

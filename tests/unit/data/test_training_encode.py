@@ -8,7 +8,7 @@ from toy_data import conversation, picture, processor
 from infinity_mm.data.conversation import Conversation, Message
 from infinity_mm.data.encode import IGNORE, Encoder
 from infinity_mm.errors import UserError
-from infinity_mm.vision.slicing import plan_slices
+from infinity_mm.vision.plans import plan_image
 
 
 def template_ids(messages: list[dict[str, Any]], images: list[Any]) -> list[int]:
@@ -66,7 +66,7 @@ def test_text_is_never_read_as_a_special_token() -> None:
 
 def test_branches_have_the_ids_and_positions_of_separate_samples() -> None:
     encoder = Encoder(processor())
-    plans = [plan_slices(16, 16, encoder.slicing)]
+    plans = [plan_image(16, 16, encoder.view_config)]
     both = encoder.layout(
         conversation("What?", "red", "Why?", "green", images=1, system="Look."), "independent", plans
     )

@@ -284,3 +284,9 @@ def test_adapters_work_on_our_own_model_too(start: Path, tmp_path: Path) -> None
     assert {key.rpartition(".")[0].rpartition(".")[2] for key in changed} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
+
+
+def test_only_weights_that_can_become_ours_are_converted(start: Path, tmp_path: Path) -> None:
+    model = {"path": str(start / "internvl"), "convert": True}
+    with pytest.raises(UserError, match="a internvl cannot become our own model"):
+        train(run(start, "internvl", tmp_path, model=model), quiet=True)

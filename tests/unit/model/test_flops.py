@@ -1,6 +1,7 @@
 """The formulas against published arithmetic, and against what torch counts."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ from infinity_mm.model.flops import (
     training_flops,
     vision_flops,
 )
+from infinity_mm.model.schema import num_sequence_tokens
 from infinity_mm.training.optim import part_of
+from infinity_mm.vision.slicing import plan_slices
 
 T = 1e12
 CLIP_L_336 = SiglipVisionConfig(
@@ -148,9 +151,13 @@ def counted(model: Any, inputs: dict[str, Tensor], *, backward: bool) -> dict[st
     }
 
 
+def build(form: dict[str, Any]) -> tuple[Any, Any]:
+    return build_model(replace(TINY, **form), tokenizer())
+
+
 def tiny(form: dict[str, Any]) -> tuple[Any, dict[str, Tensor], Flops, list[tuple[int, int]]]:
     """A tiny model, one prompt with two images of one view and five, and what the formulas say."""
-    model, processor = build_model(replace(TINY, **form), tokenizer())
+    model, processor = build(form)
     pictures = [picture(32, 32), picture(100, 40)]
     inputs = dict(processor(images=pictures, text=[prompt(2)], return_tensors="pt"))
     views = [(rows, columns) for _, rows, columns in inputs["view_shapes"].tolist()]
@@ -202,3 +209,40 @@ def test_the_training_formula_counts_one_input_gradient_more_than_torch(trained:
         first = 2 * patches * of.vision_hidden * of.connector_hidden
     total = counted(model, inputs, backward=True)["Global"]
     assert total == training_flops(flops, trained=trained) - first + wasted
+
+
+def table_of_the_2b_preset() -> list[str]:
+    """The rows of docs/model.md: tokens and forward operations of an image of 1, 3 and 7 views, by connector."""
+    lines = []
+    for name, merge, scale_px in (
+        ("mlp", 1, 378),
+        ("pixel_unshuffle_mlp", 2, 392),
+        ("pixel_unshuffle_mlp", 4, 448),
+        ("region_resampler", 1, 378),
+        ("perceiver", 1, 378),
+    ):
+        config = InfinityMMConfig(
+            vision_config=SO400M_384, text_config=QWEN_1_5B, connector=name, merge=merge, scale_px=scale_px
+        )
+        cells = [f"{name}, {merge}x{merge}" if merge > 1 else name, f"{scale_px}/{14 * merge}"]
+        for width, height, num_views in ((1, 1, 1), (2, 1, 3), (3, 2, 7)):
+            plan = plan_slices(width * scale_px, height * scale_px, config.slice_config())
+            assert len(plan.views) == num_views
+            tokens = num_sequence_tokens(plan)
+            flops = forward_flops(
+                model_sizes(config),
+                views=plan.view_shapes,
+                tokens=tokens,
+                labelled=0,
+                attended_pairs=tokens**2,
+            )
+            parts = (flops.vision, flops.connector, flops.language_model)
+            cells.append(f"{tokens:,}: " + " + ".join(f"{part / T:.2f}" for part in parts))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def test_the_table_of_the_documentation_is_what_the_formulas_give() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "model.md").read_text(encoding="utf-8")
+    wanted = table_of_the_2b_preset()
+    assert [line for line in wanted if line not in page] == [], "\n" + "\n".join(wanted)

@@ -1,5 +1,8 @@
 """The markers around image tokens, in text and in ids."""
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 from tiny_vlm import tokenizer
 
@@ -35,8 +38,19 @@ def test_slices_are_marked_and_rows_end() -> None:
     ]
 
 
-def test_text_tokenises_to_the_same_ids() -> None:
-    plan, tokens = plan_slices(16, 8, CONFIG), SchemaTokens()
+def test_the_overview_may_come_last() -> None:
+    config = replace(CONFIG, overview="last")
+    plan = plan_slices(16, 4, config)
+    assert plan.grid == (4, 1)
+    assert plan.overview_size == (8, 2)
+    one_slice = [3, 0, 0, 0, 0]
+    assert image_token_ids(plan, IDS) == [1, *one_slice * 4, 4, 0, 0, 0, 0, 2]
+    assert image_token_ids(plan_slices(4, 4, config), IDS) == [1, 0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize("overview", ["first", "last"])
+def test_text_tokenises_to_the_same_ids(overview: Literal["first", "last"]) -> None:
+    plan, tokens = plan_slices(16, 8, replace(CONFIG, overview=overview)), SchemaTokens()
     text = image_text(plan, tokens)
     assert tokenizer().encode(text, add_special_tokens=False) == image_token_ids(
         plan, tokens.ids(tokenizer())

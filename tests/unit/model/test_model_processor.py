@@ -1,10 +1,15 @@
 """Image processor and processor: everything agrees with the slice plan."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from tiny_vlm import model_and_processor, picture, prompt
+from tiny_vlm import TINY, model_and_processor, picture, prompt, tokenizer
 
+from infinity_mm.model.build import build_model
 from infinity_mm.model.schema import image_token_ids
 from infinity_mm.vision.slicing import plan_slices
 
@@ -84,3 +89,24 @@ def test_replacement_offsets_are_returned_on_request() -> None:
     (offsets,) = out["text_replacement_offsets"]
     assert offsets[0]["type"] == "image"
     assert offsets[0]["replacement"].startswith("<|image_start|>")
+
+
+def test_an_overview_that_comes_last_is_kept_in_the_checkpoint(tmp_path: Path) -> None:
+    model, processor = build_model(replace(TINY, overview="last"), tokenizer())
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    reloaded: Any = type(processor).from_pretrained(tmp_path)
+    _, first = model_and_processor()
+    text = [prompt(1)]
+    last_out = reloaded(images=[picture(90, 40)], text=text, return_tensors="pt")
+    first_out = first(images=[picture(90, 40)], text=text, return_tensors="pt")
+    plan = plan_slices(90, 40, again.config.slice_config())
+    assert plan.overview == "last"
+    at = plan.views[-1].num_patches
+    assert torch.equal(last_out["pixel_values"], first_out["pixel_values"].roll(-at, 0))
+    assert torch.equal(last_out["view_shapes"], first_out["view_shapes"].roll(-1, 0))
+    ids, schema = last_out["input_ids"][0].tolist(), image_token_ids(plan, reloaded.schema_ids)
+    start = ids.index(reloaded.schema_ids.image_start)
+    assert ids[start : start + len(schema)] == schema
+    assert again(**last_out).logits.isfinite().all()

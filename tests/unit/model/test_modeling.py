@@ -255,9 +255,13 @@ CONNECTOR_FORMS = [
 ]
 
 
+def with_connector(form: dict[str, Any]) -> tuple[Any, Any]:
+    return build_model(replace(TINY, **form), tokenizer())
+
+
 @pytest.mark.parametrize("form", CONNECTOR_FORMS, ids=str)
 def test_with_every_connector_a_batch_of_images_equals_one_at_a_time(form: dict[str, Any]) -> None:
-    model, processor = build_model(replace(TINY, **form), tokenizer())
+    model, processor = with_connector(form)
     pictures = [picture(64, 64), picture(100, 40, seed=1), picture(64, 64, seed=2)]
     together = processor(images=pictures, text=[prompt(3)], return_tensors="pt")
     assert len(together["view_shapes"].unique(dim=0)) > 3
@@ -277,12 +281,11 @@ def test_with_every_connector_a_batch_of_images_equals_one_at_a_time(form: dict[
 
 @pytest.mark.parametrize("form", CONNECTOR_FORMS, ids=str)
 def test_every_connector_survives_saving(form: dict[str, Any], tmp_path: Path) -> None:
-    model, processor = build_model(replace(TINY, **form), tokenizer())
+    model, processor = with_connector(form)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = InfinityMMForConditionalGeneration.from_pretrained(tmp_path).eval()
-    inputs = InfinityMMProcessor.from_pretrained(tmp_path)(
-        images=[picture(100, 40)], text=[prompt(1)], return_tensors="pt"
-    )
+    saved: Any = InfinityMMProcessor.from_pretrained(tmp_path)
+    inputs = saved(images=[picture(100, 40)], text=[prompt(1)], return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)

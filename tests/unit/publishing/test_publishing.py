@@ -227,6 +227,16 @@ def test_what_is_no_part_of_a_model_is_left_out_with_a_reason(tmp_path: Path) ->
     assert "By me." in card
 
 
+@pytest.mark.parametrize(("config", "taken"), [('{"auto_map": {}}', True), ("{}", False)])
+def test_code_is_taken_where_the_configuration_points_to_it(tmp_path: Path, config: str, taken: bool) -> None:
+    (tmp_path / "model_modeling.py").write_text("")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(config)
+    bundle = checkpoint_bundle(tmp_path, repo="me/x")
+    assert ("model_modeling.py" in [file.path for file in bundle.files]) == taken
+    assert ("model_modeling.py" in bundle.left_out) != taken
+
+
 def test_a_file_that_changed_after_it_was_hashed_is_not_sent(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"one")

@@ -150,7 +150,7 @@ def test_steps_and_epochs_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_a_model_comes_from_a_folder_or_from_sizes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"exactly one of model\.path and model\.build"):
+    with pytest.raises(UserError, match=r"exactly one of model\.path, model\.build and model\.parts"):
         tiny_config(tmp_path, model={})
     with pytest.raises(UserError, match="is not a checkpoint folder"):
         train(tiny_config(tmp_path, model={"path": str(tmp_path / "nothing")}), quiet=True)

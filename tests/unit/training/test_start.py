@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen2ForCausalLM
 
 from infinity_mm.errors import UserError
 from infinity_mm.model.build import NANO, build_vision_config
+from infinity_mm.model.parts import PartsSpec
 from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.training.config import DataConfig, StartConfig, TokenizerConfig
 from infinity_mm.training.start import build_mixture, start_model
@@ -65,3 +67,18 @@ def test_a_checkpoint_may_go_on_without_slices(tmp_path: Path, tower: Path) -> N
     model = started.model
     assert model.config.slice_config() == started.processor.image_processor.slice_config()
     assert plan_slices(128, 128, model.config.slice_config()).grid is None
+
+
+def test_a_model_starts_from_parts(tmp_path: Path, tower: Path) -> None:
+    language = start_model(start(tower), build_mixture([DATA]))
+    causal = Qwen2ForCausalLM(language.model.config.text_config)
+    causal.save_pretrained(tmp_path)
+    language.processor.tokenizer.save_pretrained(tmp_path)
+    parts = PartsSpec(vision=str(tower), language=str(tmp_path), scale_px=64, connector="mlp")
+    model = start_model(StartConfig(parts=parts), build_mixture([DATA])).model
+    wanted = VisionTower.from_pretrained(tower).state_dict()
+    assert all(
+        torch.equal(weight, wanted[name]) for name, weight in model.model.vision_tower.state_dict().items()
+    )
+    assert torch.equal(model.lm_head.weight, causal.lm_head.weight)
+    assert model.config.connector == "mlp"

@@ -1,5 +1,7 @@
 """Labels of patches: each patch is told what the scene shows there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,16 @@ def test_a_slice_shows_its_part_of_the_image() -> None:
     assert "circle" in overview
     assert set(overview[:5].ravel()) == {"."}
     assert (bottom_right == "circle").sum() > 3 * (overview == "circle").sum()
+
+
+def test_labels_follow_an_overview_that_comes_last() -> None:
+    thing = Thing(shape="circle", color="red", size="large", row=2, column=2)
+    one = scene("shapes", ShapesFacts(things=(thing,)), 128, 128)
+    first = names(one, plan_slices(128, 128, SLICED), "kind")
+    last = names(one, plan_slices(128, 128, replace(SLICED, overview="last")), "kind")
+    assert len(last) == 5
+    for a, b in zip([*first[1:], first[0]], last, strict=True):
+        assert (a == b).all()
 
 
 def test_a_bar_tells_its_color_its_value_and_its_label() -> None:

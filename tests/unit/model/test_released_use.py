@@ -1,0 +1,98 @@
+"""What is done with a released checkpoint: it is trained further and it answers in the engine."""
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_onevision import write_llava_next, write_transformers
+from tiny_vlm import picture
+
+from infinity_mm.config import build
+from infinity_mm.engines.base import Failure, Reply, Request
+from infinity_mm.engines.transformers import TransformersSpec
+from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
+from infinity_mm.model.load import load_model
+from infinity_mm.record import ImageSlot, Text, Turn
+from infinity_mm.training.config import SftConfig
+from infinity_mm.training.sft import train
+
+
+@pytest.fixture(scope="module", params=["transformers", "next"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("use")
+    write_transformers(folder / "transformers")
+    if request.param == "next":
+        write_llava_next(folder / "transformers", folder / "next")
+    return folder / str(request.param)
+
+
+def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> None:
+    plain: dict[str, Any] = {
+        "out_dir": tmp_path / "run",
+        "model": {"path": str(folder), "convert": folder.name == "transformers"},
+        "data": [
+            {
+                "kind": "windtunnel",
+                "options": {
+                    "world_seed": 0, "num_images": 4, "exchanges_per_image": 1, "tasks": {"answer_short": 1.0},
+                },
+            }
+        ],
+        "row_tokens": 1024, "global_batch_rows": 1, "micro_batch_rows": 1, "window": 4, "num_workers": 0,
+        "steps": 2, "save_every_steps": 1, "threads": 1,
+    }  # fmt: skip
+    first = train(build(SftConfig, plain, where="test"), quiet=True)
+    assert first.images > 0
+    assert first.model_dir is not None
+    before, _ = load_model(folder)
+    after, processor = load_model(first.model_dir)
+    assert (
+        after.config.view_config() == processor.image_processor.view_config() == before.config.view_config()
+    )
+    for name, own in after.state_dict().items():
+        if name.endswith(("image_newline", "patch_embedding.weight", "up.weight", "norm.weight")):
+            assert not torch.equal(own, before.state_dict()[name]), name
+    resumed = train(build(SftConfig, {**plain, "steps": 3}, where="test"), quiet=True)
+    assert resumed.steps == 3
+
+
+def test_the_engine_cuts_an_image_among_others_differently(folder: Path) -> None:
+    images = MemoryImages()
+    refs = []
+    for seed, size in enumerate([(200, 30), (30, 90)]):
+        buffer = io.BytesIO()
+        picture(*size, seed=seed).save(buffer, format="PNG")
+        refs.append(images.add(buffer.getvalue(), *size))
+
+    async def ask() -> list[Reply | Failure]:
+        async with TransformersSpec(model=str(folder), threads=1).open(images) as engine:
+            slots = tuple(ImageSlot(i) for i in range(2))
+            one = Request(
+                turns=(Turn("user", (slots[0], Text("What?"))),), images=(refs[0],), max_new_tokens=2
+            )
+            two = Request(
+                turns=(Turn("user", (*slots, Text("What?"))),), images=tuple(refs), max_new_tokens=2
+            )
+            return [reply for request in (one, two, one) for reply in await engine.generate([request])]
+
+    one, two, again = asyncio.run(ask())
+    assert isinstance(one, Reply)
+    assert isinstance(two, Reply)
+    text = one.prompt_tokens - (49 + 5 * 29)  # four tiles of 7 x 7 in a row: 5 rows of 28 stay, with newlines
+    assert two.prompt_tokens == text + 2 * 50
+    assert again == one
+
+
+def test_it_is_evaluated_like_any_model(folder: Path) -> None:
+    result = evaluate_windtunnel(
+        TransformersSpec(model=str(folder), threads=1),
+        MemoryImages(),
+        world_seed=1,
+        num_images=2,
+        questions_per_image=1,
+    )
+    assert result["num_questions"] == 2
+    assert result["failures"] == 0
