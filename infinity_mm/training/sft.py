@@ -214,8 +214,7 @@ def _save_final(target: Path, weights: Weights, started: Started, config: SftCon
         model = lora.merged(started.family, base, checkpoints(config.out_dir)[-1])
         tensors = dict(model.requires_grad_(False).state_dict(keep_vars=True))
     # Our own model has names of its own, also where it was made of released weights.
-    keeps = base is not None and started.family is not INFINITY_MM
-    names = tensor_names(base) if keeps else set()
+    names = tensor_names(base) if base is not None and started.family is not INFINITY_MM else set()
     save_model(
         target, tensors=tensors, model=model, processor=processor, dtype=config.save_dtype, names=names
     )
