@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
-STEPS, SAVE_EVERY, ROWS = 6, 2, 4
+STEPS, SAVE_EVERY, ROWS = 60, 8, 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ def launch(out_dir: Path, world: int) -> subprocess.Popen:
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,
     )
 
 
@@ -63,8 +63,11 @@ def kill(process: subprocess.Popen, out_dir: Path, after: int) -> None:
     """SIGKILL to all processes of a run once it has logged step `after`."""
     while len(metrics(out_dir)) < after and process.poll() is None:
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in reversed(family):  # the launcher's children are in sessions of their own
+        member.kill()
     process.communicate()
+    psutil.wait_procs(family)
 
 
 def metrics(out_dir: Path) -> list[dict[str, Any]]:
@@ -93,7 +96,7 @@ def interrupted(folder: Path, wanted: list[dict[str, Any]], worlds: tuple[int, i
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--kill-after", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--kill-after", type=int, nargs="+", default=[3, 21, 43])
     options = parser.parse_args()
     print(f"{STEPS} steps of {ROWS} rows, a checkpoint every {SAVE_EVERY} steps\n")
     print(

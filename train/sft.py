@@ -34,6 +34,8 @@ def main(
         ),
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage of the file.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what the run would take, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: as JSON.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
 ) -> None:
     """Parse, build, run, report."""
@@ -41,10 +43,14 @@ def main(
         load_stages,
         run_stages,
     )
+    from infinity_mm.training.plan import print_plan
     from infinity_mm.training.sft import train
 
     try:
         stages = load_stages(config, overrides or [])
+        if plan:
+            print_plan(stages, only=stage, as_json=as_json)
+            return
         run_stages(
             stages,
             lambda stage: train(stage, quiet=quiet).model_dir is not None,

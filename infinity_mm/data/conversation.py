@@ -54,6 +54,8 @@ class Outline:
     """As in the conversation."""
     domain: str = "default"
     """As in the conversation."""
+    problem: str | None = None
+    """What is wrong with an image, where that shows already; the sizes are then missing."""
 
     @property
     def num_images(self) -> int:

@@ -26,7 +26,7 @@ class Ledger:
     """Appends to the ledger of a run; for the main process alone."""
 
     def __init__(self, path: Path, *, step: int) -> None:
-        """`step`: how many steps the run has done."""
+        """`step`: how many steps the loader of the run has given, as its state says."""
         self.path = path
         if path.is_file() and path.stat().st_size:
             with path.open("rb+") as file:
@@ -35,11 +35,18 @@ class Ledger:
                     file.write(b"\n")
             self._append({"resumed_at": step})
 
-    def write(self, batch: StepBatch, spoiled: Sequence[Drop]) -> None:
-        """One finished step; `spoiled` are those of all processes."""
+    def write(self, batch: StepBatch, spoiled: Sequence[Drop], problem: str | None = None) -> None:
+        """One finished step; `spoiled` are those of all processes.
+
+        Because of a `problem` the optimiser left the step out: no sample of it was learned from.
+        """
         bad = {drop.key for drop in spoiled}
-        used = [sample.key for sample in batch.planned if sample.key not in bad]
+        read = [sample for sample in batch.planned if sample.key not in bad]
+        used = [sample.key for sample in read if problem is None]
         fates = [*batch.dropped, *spoiled]
+        if problem is not None:
+            reason = f"step left out: {problem}"
+            fates += [Drop(sample.key, sample.source, sample.id, "dropped", reason) for sample in read]
         self._append(
             {
                 "step": batch.next.step,

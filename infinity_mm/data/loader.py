@@ -184,7 +184,7 @@ class RowLoader:
     def check_state(self) -> None:
         """Plan the last step again; raises UserError when it would not be made of the same samples."""
         state = self.state
-        if not state.step:
+        if not state.chain:  # no sample of this data was used yet
             return
         phase, epoch, window, row, chain = state.before
         last = LoaderState(step=state.step - 1, phase=phase, epoch=epoch, window=window, row=row, chain=chain)

@@ -39,24 +39,18 @@ class Measured:
 
 def measure(source: ConversationSource, index: int, encoder: RowEncoder) -> Measured:
     """Read and measure one sample; what is wrong with it becomes its `problem`."""
-    id_ = f"#{index}"
+    id_, domain = f"#{index}", "default"
     try:
         outline = source.outline(index)
-        id_ = outline.id
-        if not outline.messages:
-            return Measured(id=id_, domain=outline.domain, tokens=(), images=(), image_sizes=())
-        cost = encoder.measure(outline, source.turns)
+        id_, domain, problem = outline.id, outline.domain, outline.problem
+        if outline.messages and problem is None:
+            cost = encoder.measure(outline, source.turns)
+            return Measured(
+                id=id_, domain=domain, tokens=cost.tokens, images=cost.images, image_sizes=outline.image_sizes
+            )
     except BAD_SAMPLE as error:
-        return Measured(
-            id=id_, domain="default", tokens=(), images=(), image_sizes=(), problem=one_line(error)
-        )
-    return Measured(
-        id=id_,
-        domain=outline.domain,
-        tokens=cost.tokens,
-        images=cost.images,
-        image_sizes=outline.image_sizes,
-    )
+        problem = one_line(error)
+    return Measured(id=id_, domain=domain, tokens=(), images=(), image_sizes=(), problem=problem)
 
 
 def one_line(error: Exception) -> str:

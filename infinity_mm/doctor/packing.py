@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from infinity_mm.errors import explain
 from infinity_mm.model.attention import BACKENDS, VARLEN, varlen_problem
-from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
+from infinity_mm.model.load import load_model
 from infinity_mm.model.processor import InfinityMMProcessor
 
 _NUM_SAMPLES = 3
@@ -49,17 +48,11 @@ class PackingResult:
 
 def check_packing(checkpoint: str, backends: Sequence[str] = BACKENDS) -> list[PackingResult]:
     """The control and every backend, in float32 on a CPU and in bfloat16 on a GPU."""
-    if not (Path(checkpoint) / "config.json").is_file():
-        raise explain(
-            what=f"{checkpoint} is not a checkpoint folder: it has no config.json",
-            where="doctor --packing",
-            fix="give the folder that holds config.json, model.safetensors and the processor",
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    loaded: Any = InfinityMMForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
-    model = loaded.to(device).eval()
-    processor = InfinityMMProcessor.from_pretrained(checkpoint)
+    loaded, processor = load_model(Path(checkpoint), dtype=dtype)
+    model: Any = loaded
+    model.to(device).eval()
     rows = [_row(processor, changed, device) for changed in range(_NUM_SAMPLES + 1)]
     control = [
         {name: x for name, x in row.items() if name not in ("sample_ids", "position_ids")} for row in rows

@@ -8,7 +8,7 @@ A family is one object in `families.FAMILIES`, found by `model_type` in the fold
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -34,19 +34,23 @@ class Limits:
     """Side of the square whose area one view may have."""
     max_slices: int | None = None
     """Most slices or tiles of an image, the overview not counted."""
+    grids: tuple[tuple[int, int], ...] | None = None
+    """(columns, rows) of tiles an image may be cut into."""
+    max_tiles: int | None = None
+    """Cap of feature maps, in tiles."""
     min_pixels: int | None = None
     """Least area of a resized image."""
     max_pixels: int | None = None
     """Largest area of a resized image."""
 
-    def refuse(self, family: str, *names: str) -> None:
-        """Raise UserError where a limit is given that this family has no place for."""
-        given = [name for name in names if getattr(self, name) is not None]
+    def only(self, family: str, *names: str) -> None:
+        """Raise UserError where a limit is given that is none of those the family has a place for."""
+        given = [f.name for f in fields(self) if f.name not in names and getattr(self, f.name) is not None]
         if given:
             raise explain(
                 what=f"model.{given[0]} is given, but {family} does not limit images that way",
                 where="YAML section `model`",
-                fix="see the table of limits in docs/families.md",
+                fix=f"use {' or '.join(f'model.{name}' for name in names)}",
             )
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.encode import NOTATION, Encoder, RowEncoder
 from infinity_mm.families.base import Limits, Parts
+from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.flops import model_sizes, vision_flops
 from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
@@ -43,13 +44,19 @@ class InfinityMM:
         return model, InfinityMMProcessor.from_pretrained(folder)
 
     def limit(self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits) -> None:
-        """Slices of one image, and their size."""
-        limits.refuse(self.model_type, "min_pixels", "max_pixels")
-        for key in ("scale_px", "max_slices"):
+        """Number and size of slices, or grids and cap of tiles."""
+        config, images = (
+            cast(InfinityMMConfig, model.config),
+            cast(InfinityMMProcessor, processor).image_processor,
+        )
+        places = {"uhd": ("scale_px", "max_slices"), "anyres": ("grids", "max_tiles")}
+        limits.only(f"a model that cuts images by {config.views}", *places[config.views])
+        for key in places[config.views]:
             value = getattr(limits, key)
             if value is not None:
-                setattr(model.config, key, value)
-                setattr(cast(InfinityMMProcessor, processor).image_processor, key, value)
+                for keeper in (config, images):
+                    setattr(keeper, key, [list(grid) for grid in value] if key == "grids" else value)
+        config.view_config()  # impossible values fail here
 
     def encoder(self, processor: ProcessorMixin) -> RowEncoder:
         """Our own encoder."""

@@ -59,7 +59,7 @@ class InternVL(StockFamily):
 
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """Tiles of one image."""
-        limits.refuse(self.model_type, "scale_px", "min_pixels", "max_pixels")
+        limits.only(self.model_type, "max_slices")
         if limits.max_slices is not None:
             processor.image_processor.max_patches = max(1, limits.max_slices)
 

@@ -95,7 +95,7 @@ class LlavaOnevision(StockFamily):
 
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """Pinpoints of at most so many tiles."""
-        limits.refuse(self.model_type, "scale_px", "min_pixels", "max_pixels")
+        limits.only(self.model_type, "max_slices")
         if limits.max_slices is None:
             return
         images = processor.image_processor

@@ -99,7 +99,7 @@ class QwenVL(StockFamily):
 
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """Areas."""
-        limits.refuse(self.model_type, "scale_px", "max_slices")
+        limits.only(self.model_type, "min_pixels", "max_pixels")
         size = dict(processor.image_processor.size)
         size["shortest_edge"] = limits.min_pixels or size["shortest_edge"]
         size["longest_edge"] = limits.max_pixels or size["longest_edge"]

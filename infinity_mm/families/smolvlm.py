@@ -58,7 +58,7 @@ class SmolVLM(StockFamily):
 
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """The longer side of an image in tiles."""
-        limits.refuse(self.model_type, "scale_px", "min_pixels", "max_pixels")
+        limits.only(self.model_type, "max_slices")
         if limits.max_slices is not None:
             images = processor.image_processor
             images.do_image_splitting = limits.max_slices > 0

@@ -5,7 +5,8 @@
 
 | backend | packed rows | views | runs on |
 |---|---|---|---|
-| eager, sdpa, sdpa_float32 | dense mask | padded, with a mask | everything |
+| eager, sdpa | dense mask | padded, with a mask | everything |
+| sdpa_float32 | sample by sample | padded, with a mask | everything; meant for training on a CPU |
 | flex_attention | block mask | one sequence with a block mask | GPU; CPU without gradients |
 | varlen | cumulative lengths | one sequence with cumulative lengths | GPU, float16 or bfloat16 |
 
@@ -81,7 +82,10 @@ def packed_attention(
     Raises UserError for a backend that cannot.
     """
     if backend in DENSE:
-        return {"attention_mask": kernel_mask(block_mask(sample_ids_BT, branch_ids_BT), backend, dtype)}
+        mask = block_mask(sample_ids_BT, branch_ids_BT)
+        if backend == SDPA_FLOAT32:
+            return {"attention_mask": mask, "packed_blocks": _blocks(sample_ids_BT, branch_ids_BT)}
+        return {"attention_mask": kernel_mask(mask, backend, dtype)}
     if backend == FLEX:
         return {"attention_mask": _flex_mask(sample_ids_BT, branch_ids_BT)}
     if backend == VARLEN:
@@ -163,51 +167,70 @@ _SMALLEST_BLOCK = 48
 """Positions; smaller blocks are computed together with the next, because every call has its own cost."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Part of a row that attends to nothing outside."""
+
+    start: int
+    """First position."""
+    stop: int
+    """Behind the last."""
+    causal: bool
+    """Every position attends to all earlier ones, so that no mask is needed."""
+
+
 def sdpa_float32_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_blocks: Sequence[Sequence[Block]] | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' SDPA on float32 copies; the result is in the dtype of `query`.
 
-    Where a boolean mask divides a row into blocks that attend to nothing outside, each block is computed alone.
+    With `packed_blocks`, those of every row, each block is computed alone.
     """
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
-    rows = [] if attention_mask is None else _blocks(attention_mask)
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = query.float(), key.float(), value.float()
-        if attention_mask is None or max(map(len, rows), default=1) == 1:
+        if packed_blocks is None or attention_mask is None:
             output, _ = sdpa_attention_forward(module, q, k, v, attention_mask, **kwargs)
             return output.to(query.dtype), None
         outputs: list[Tensor] = []
-        for r, blocks in enumerate(rows):
+        for r, blocks in enumerate(packed_blocks):
             parts: list[Tensor] = []
-            for start, stop in blocks:
-                at = (slice(r, r + 1), slice(None), slice(start, stop))
-                mask = attention_mask[at][..., start:stop]
+            for block in blocks:
+                span = slice(block.start, block.stop)
+                at = (slice(r, r + 1), slice(None), span)
+                mask = None if block.causal else attention_mask[at][..., span]
                 parts.append(sdpa_attention_forward(module, q[at], k[at], v[at], mask, **kwargs)[0])
             outputs.append(torch.cat(parts, dim=1))
     return torch.cat(outputs).to(query.dtype), None
 
 
-def _blocks(mask: Tensor) -> list[list[tuple[int, int]]]:
-    """(start, stop) of the parts of each row that attend only to themselves; none for a mask of another form."""
-    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != mask.shape[3]:
-        return []
-    mask_BTT, T = mask[:, 0].byte(), mask.shape[-1]
-    first_BT, last_BT = mask_BTT.argmax(-1), T - 1 - mask_BTT.flip(-1).argmax(-1)
-    # A part begins where nothing from here on looks back, and nothing before looks this far.
-    earliest_BT = first_BT.flip(-1).cummin(-1).values.flip(-1)
-    latest_BT = last_BT.cummax(-1).values
-    position_T = torch.arange(T, device=mask.device)
-    begins_BT = earliest_BT >= position_T
-    begins_BT[:, 1:] &= latest_BT[:, :-1] < position_T[1:]
-    rows = []
-    for begins_T in begins_BT:
+def _blocks(sample_ids_BT: Tensor, branch_ids_BT: Tensor) -> list[list[Block]]:
+    """The blocks of every row: samples, small ones together; the padding after the last is a block too."""
+    T = sample_ids_BT.shape[1]
+    rows: list[list[Block]] = []
+    for ids, branches in zip(sample_ids_BT.tolist(), branch_ids_BT.tolist()):
         starts = [0]
-        for start in begins_T.nonzero().flatten().tolist():
-            if start - starts[-1] >= _SMALLEST_BLOCK:
-                starts.append(start)
-        rows.append(list(pairwise([*starts, T])))
+        for t in range(1, T):
+            if ids[t] != ids[t - 1] and (t - starts[-1] >= _SMALLEST_BLOCK or ids[t] == 0):
+                starts.append(t)
+        rows.append(
+            [
+                Block(
+                    start=start,
+                    stop=stop,
+                    causal=ids[start] == ids[stop - 1] != 0 and not any(branches[start:stop]),
+                )
+                for start, stop in pairwise([*starts, T])
+            ]
+        )
     return rows
 
 

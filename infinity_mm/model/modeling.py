@@ -188,10 +188,11 @@ class InfinityMMModel(InfinityMMPreTrainedModel):
     def _blank_view(self, device: torch.device) -> Float[Tensor, ""]:
         """A number made of the smallest view there is. Added zero times where a batch has no image, so that every
         parameter takes part in every loss: processes that share gradients or weights wait for each other."""
-        merge, (vision, _) = self.config.merge, _sub_configs(self.config)
+        merge, (vision, _) = self.config.connector_shape().merge, _sub_configs(self.config)
         pixels_PF = torch.zeros(merge**2, vision.num_channels * vision.patch_size**2, device=device)
         shapes = torch.tensor([[0, merge, merge]])
-        return self.connector(self.vision_tower(pixels_PF, shapes), shapes).sum()
+        number = self.connector(self.vision_tower(pixels_PF, shapes), shapes).sum()
+        return number + self.image_newline.sum() if self.config.views == "anyres" else number
 
     def _with_images(
         self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Sequence[Tensor]

@@ -27,13 +27,12 @@ from infinity_mm.model.vision_weights import load_vision_tower
 
 _ROWS_MULTIPLE = 64
 """A grown vocabulary is padded to a multiple of this, which tensor cores and tensor parallelism want."""
-_SCHEMA = SchemaTokens()
 _MEANINGS = {
-    _SCHEMA.image: "image",
-    _SCHEMA.image_start: "start of image",
-    _SCHEMA.image_end: "end of image",
-    _SCHEMA.slice: "part of the image",
-    _SCHEMA.row: "end of row",
+    "<|image|>": "image",
+    "<|image_start|>": "start of image",
+    "<|image_end|>": "end of image",
+    "<|slice|>": "part of the image",
+    "<|row|>": "end of row",
     IM_START: "start of message",
     IM_END: "end of message",
     PAD: "padding",
@@ -52,10 +51,10 @@ class PartsSpec:
     """Folder or Hub id of a SigLIP or fixed-resolution SigLIP 2 (transformers or open_clip), or of our own model."""
     language: str
     """Folder or Hub id of a decoder-only language model with its tokenizer."""
-    scale_px: int
-    """Side of the square whose area one view may have, in pixels."""
     vision_layers: int | None = None
     """Keep only the first so many layers of the tower; None keeps all."""
+    vision_post_layernorm: bool = True
+    """Read the tower after its last layer norm; LLaVA reads before it."""
     connector: str = "pixel_unshuffle_mlp"
     """Name in `connectors.registry.CONNECTORS`."""
     connector_hidden: int | None = None
@@ -64,10 +63,18 @@ class PartsSpec:
     """Tokens a view of a connector with learned queries; None means its own."""
     merge: int | None = None
     """Side of the square of patches that becomes one token; None means the connector's own."""
+    views: Literal["uhd", "anyres"] = "uhd"
+    """How images are cut; with `anyres` a tile is as large as the tower's images, and the next four are not read."""
+    scale_px: int = 392
+    """Side of the square whose area one view may have, in pixels."""
     max_slices: int = 6
     """Most slices per image, the overview not counted."""
     rounding: Literal["floor", "round"] = "floor"
     """How view sides become multiples of `patch * merge`."""
+    overview: Literal["first", "last"] = "first"
+    """Whether the overview stands before or after the slices."""
+    max_tiles: int = 9
+    """For `anyres`: an image's feature map is shrunk to about this many tiles' worth of tokens."""
     seed: int = 0
     """Seed of the connector's initial weights."""
 
@@ -77,11 +84,13 @@ def build_from_parts(spec: PartsSpec) -> tuple[InfinityMMForConditionalGeneratio
 
     Raises UserError for parts that do not fit, among them a language model whose own logits the whole cannot give.
     """
-    tower = load_vision_tower(spec.vision, num_layers=spec.vision_layers)
+    tower = load_vision_tower(
+        spec.vision, num_layers=spec.vision_layers, post_layernorm=spec.vision_post_layernorm
+    )
     tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(spec.language))
     language: Any = AutoModelForCausalLM.from_pretrained(spec.language, dtype=torch.float32)
     own_end = tokenizer.eos_token_id
-    extend_vocabulary(tokenizer, language)
+    extend_vocabulary(tokenizer, language, SchemaTokens.of(spec.views))
     config = _config(spec, tower, language, tokenizer)
     model = _join(spec, config, tower, language)
     vocab = tokenizer.get_vocab()
@@ -93,13 +102,13 @@ def build_from_parts(spec: PartsSpec) -> tuple[InfinityMMForConditionalGeneratio
     return model.eval(), build_processor(config, tokenizer)
 
 
-def extend_vocabulary(tokenizer: PreTrainedTokenizerFast, language: Any) -> None:
+def extend_vocabulary(tokenizer: PreTrainedTokenizerFast, language: Any, schema: SchemaTokens) -> None:
     """Give tokenizer and language model the schema's and ChatML's tokens, and a template that writes images.
 
     The tokenizer's own chat template is kept where it writes a conversation with an image as ours does.
     """
     pieces = {token: tokenizer.encode(text, add_special_tokens=False) for token, text in _MEANINGS.items()}
-    wanted = [*_SCHEMA.all, IM_START, IM_END, *([PAD] if tokenizer.pad_token is None else [])]
+    wanted = [*schema.all, IM_START, IM_END, *([PAD] if tokenizer.pad_token is None else [])]
     known = tokenizer.get_vocab()
     new = [token for token in wanted if token not in known]
     added: Any = [AddedToken(token, special=True, normalized=False) for token in new]
@@ -154,7 +163,7 @@ def _config(
     spec: PartsSpec, tower: VisionTower, language: Any, tokenizer: PreTrainedTokenizerFast
 ) -> InfinityMMConfig:
     """The whole model's configuration, with the ids of this tokenizer."""
-    ids = _SCHEMA.ids(tokenizer)
+    ids = SchemaTokens.of(spec.views).ids(tokenizer)
     language.config.eos_token_id = tokenizer.eos_token_id
     language.config.pad_token_id = tokenizer.pad_token_id
     return InfinityMMConfig(
@@ -167,6 +176,10 @@ def _config(
         scale_px=spec.scale_px,
         max_slices=spec.max_slices,
         rounding=spec.rounding,
+        views=spec.views,
+        overview=spec.overview,
+        max_tiles=spec.max_tiles,
+        vision_post_layernorm=spec.vision_post_layernorm,
         image_token_id=ids.image,
         image_start_token_id=ids.image_start,
         image_end_token_id=ids.image_end,
@@ -192,8 +205,11 @@ def _join(
             shape=config.connector_shape(),
         )
         connector.apply(model._init_weights)
+        newline_E = torch.randn(text.hidden_size) * text.hidden_size**-0.5
     model.model.vision_tower = tower
     model.model.connector = connector
+    if config.views == "anyres":
+        model.model.image_newline = nn.Parameter(newline_E)
     model.model.language_model = language.base_model
     model.lm_head = head
     model.set_attn_implementation("sdpa")

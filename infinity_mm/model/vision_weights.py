@@ -40,8 +40,14 @@ _OPEN_CLIP_NAMES = {
 """timm's modules -> ours; the position table and the joint query-key-value matrix are handled apart."""
 
 
-def load_vision_tower(name: str, *, num_layers: int | None = None) -> VisionTower:
-    """The tower in float32; `num_layers` keeps the first so many layers (LLaVA reads the last but one)."""
+def load_vision_tower(
+    name: str, *, num_layers: int | None = None, post_layernorm: bool = True
+) -> VisionTower:
+    """The tower in float32.
+
+    LLaVA reads the last layer but one, before the last norm: `num_layers` keeps the first so many layers,
+    `post_layernorm=False` leaves the norm out.
+    """
     if cached_file(name, _OPEN_CLIP_CONFIG, _raise_exceptions_for_missing_entries=False) is not None:
         config, tensors = _from_open_clip(name)
     else:
@@ -56,7 +62,9 @@ def load_vision_tower(name: str, *, num_layers: int | None = None) -> VisionTowe
         dropped = tuple(f"encoder.layers.{i}." for i in range(num_layers, config.num_hidden_layers))
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(dropped)}
         config.num_hidden_layers = num_layers
-    tower = VisionTower(config)
+    if not post_layernorm:
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("post_layernorm.")}
+    tower = VisionTower(config, post_layernorm=post_layernorm)
     wrong = sorted(tensors.keys() ^ tower.state_dict().keys())
     if wrong:
         raise _unaccounted(name, wrong)
@@ -96,7 +104,8 @@ def _from_open_clip(name: str) -> tuple[SiglipVisionConfig, dict[str, Tensor]]:
     the exact one.
     """
     saved = json.loads(Path(_file(name, _OPEN_CLIP_CONFIG)).read_text(encoding="utf-8"))
-    timm_name = saved.get("model_cfg", saved)["vision_cfg"].get("timm_model_name", "")
+    vision = saved.get("model_cfg", saved)["vision_cfg"]
+    timm_name = vision.get("timm_model_name", "")
     size = re.match(r"vit_([a-z0-9]+)_patch\d+_siglip", timm_name)
     if size is None or size.group(1) not in _OPEN_CLIP_HEADS:
         raise explain(
@@ -117,11 +126,13 @@ def _from_open_clip(name: str) -> tuple[SiglipVisionConfig, dict[str, Tensor]]:
     if strange:
         raise _unaccounted(name, strange)
     width, channels, patch, _ = tensors["embeddings.patch_embedding.weight"].shape
+    side = math.isqrt(len(tensors["embeddings.position_embedding.weight"]))
+    stated = vision.get("image_size")  # 384 for 27 patches of 14 px
     config = SiglipVisionConfig(
         hidden_size=width,
         num_channels=channels,
         patch_size=patch,
-        image_size=patch * math.isqrt(len(tensors["embeddings.position_embedding.weight"])),
+        image_size=stated if isinstance(stated, int) and stated // patch == side else patch * side,
         num_hidden_layers=sum(key.endswith("mlp.fc1.bias") for key in tensors),
         num_attention_heads=_OPEN_CLIP_HEADS[size.group(1)],
         intermediate_size=len(tensors["encoder.layers.0.mlp.fc1.bias"]),

@@ -70,8 +70,13 @@ class StartConfig:
     """Used with `path` only: side of the square whose area one view may have from now on, in pixels; None keeps the
     checkpoint's."""
     max_slices: int | None = None
-    """Used with `path` only: most slices of an image from now on, 0 for the overview alone; None keeps the
-    checkpoint's."""
+    """Used with `path` only, for a model with `views: uhd`: most slices of an image from now on, 0 for the overview
+    alone; None keeps the checkpoint's."""
+    grids: tuple[tuple[int, int], ...] | None = None
+    """Used with `path` only, for a model with `views: anyres`: (columns, rows) of tiles an image may be cut into from
+    now on."""
+    max_tiles: int | None = None
+    """Used with `path` only, for a model with `views: anyres`: the cap of its feature maps from now on, in tiles."""
     min_pixels: int | None = None
     """Used with `path` only, for families that resize images by area: least area of a resized image."""
     max_pixels: int | None = None
@@ -299,7 +304,7 @@ class SftConfig:
     seed: int = 0
     """Seed of sample order and of everything random in a step."""
     num_workers: int = 2
-    """Background processes that render and encode."""
+    """Background processes that read and encode, and one more that plans; 0: all in the training process."""
     threads: int | None = None
     """Threads of one process for matrix products; None leaves torch's choice."""
     save_every_steps: int = 500

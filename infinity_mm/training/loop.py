@@ -67,7 +67,8 @@ class Hooks:
     """What the loop calls on every process; some do their work on the main one only."""
 
     log: Callable[[StepMetrics], None]
-    fates: Callable[[StepBatch], None]
+    fates: Callable[[StepBatch, str | None], None]
+    """(step, why the optimiser left it out, if it did): what became of its samples."""
     save: Callable[[TrainerState], None]
     skipped: Callable[[int, str, list[str]], None]
     """(step, problem, ids of its samples): the optimiser left this step out."""
@@ -121,7 +122,7 @@ def run_steps(
                 raise _bad_step(step, problem, ids)
             hooks.skipped(step, problem, ids)
         optimizer.zero_grad(set_to_none=True)
-        hooks.fates(batch)
+        hooks.fates(batch, problem)
         labels, samples, images, tokens, asked, useful, padding = map(int, sums)
         seconds = time.perf_counter() - start
         state = replace(

@@ -129,7 +129,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         if accelerator.is_main_process:
             _write_run(config, fingerprint, accelerator)
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
-            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.step)
+            ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.loader.step)
             reporter = _reporter(config, state, accelerator, quiet)
             reporter.say(_greeting(config, started, mixture, state, accelerator))
 
@@ -343,13 +343,15 @@ def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, 
     )
 
 
-def _write_fates(out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch) -> None:
+def _write_fates(
+    out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch, problem: str | None
+) -> None:
     """What became of every sample of a step; each process knows what spoiled in its own rows, the main one writes."""
     spoiled: list[Drop] = list(batch.spoiled)
     if accelerator.num_processes > 1:
         spoiled = gather_object(spoiled)
     if ledger is not None:
-        ledger.write(batch, spoiled)
+        ledger.write(batch, spoiled, problem)
         found = [drop for drop in (*batch.dropped, *spoiled) if drop.fate == "quarantined"]
         if found:
             listed = [Listed(drop.source, drop.id, drop.reason) for drop in found]
@@ -393,7 +395,8 @@ def _state(config: SftConfig, fingerprint: str, total_steps: int, origin: Path |
     )
     stable = build(ScheduleConfig, before.config["schedule"])
     refuse_bad_branch(stable, before.total_steps, config.schedule, total_steps, before.step)
-    return now if same_data else replace(now, loader=LoaderState())  # other data begins at its start
+    # Other data begins at its start.
+    return now if same_data else replace(now, loader=LoaderState(step=before.loader.step))
 
 
 def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) -> None:

@@ -83,6 +83,8 @@ def start_model(
     limits = Limits(
         scale_px=start.scale_px,
         max_slices=start.max_slices,
+        grids=start.grids,
+        max_tiles=start.max_tiles,
         min_pixels=start.min_pixels,
         max_pixels=start.max_pixels,
     )

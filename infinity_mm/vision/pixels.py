@@ -156,7 +156,8 @@ def normalise(
     patches_PF: UInt8[Tensor, "P F"], mean: Sequence[float], std: Sequence[float]
 ) -> Float32[Tensor, "P F"]:
     """`(x / 255 - mean) / std`, by channel."""
-    std_31 = torch.tensor(std, dtype=torch.float64)[:, None]
-    shift_31 = (torch.tensor(mean, dtype=torch.float64)[:, None] / std_31).float()
-    scale_31 = (1 / (255 * std_31)).float()
-    return patches_PF.unflatten(1, (3, -1)).float().mul_(scale_31).sub_(shift_31).flatten(1)
+    values_per_channel = patches_PF.shape[1] // 3
+    std_3 = torch.tensor(std, dtype=torch.float64)
+    scale_F = (1 / (255 * std_3)).float().repeat_interleave(values_per_channel)
+    shift_F = (torch.tensor(mean, dtype=torch.float64) / std_3).float().repeat_interleave(values_per_channel)
+    return patches_PF.float().mul_(scale_F).sub_(shift_F)

@@ -1,5 +1,6 @@
 """train/sft.py under accelerate launch: two processes compute what one computes."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -99,3 +100,16 @@ def test_a_mistake_is_explained_without_a_traceback(tmp_path: Path) -> None:
     run = launch(tmp_path, 1, "learning_rate=1")
     assert run.returncode != 0
     assert "unknown key `learning_rate`" in run.stderr
+
+
+@pytest.mark.integration
+def test_two_killed_processes_go_on_with_the_same_samples_and_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    resume = importlib.import_module("resume")
+    resume.finish(resume.launch(tmp_path / "whole", 2))
+    row = resume.interrupted(tmp_path, resume.metrics(tmp_path / "whole"), (2, 2), 11)
+    assert 8 <= row.resumed_at < 60
+    assert row.same_samples
+    assert row.loss_difference < 1e-6

@@ -159,7 +159,26 @@ def text_only_checkpoint(work: Path) -> Path:
     return work / "text" / "model"
 
 
-@pytest.fixture(scope="module", params=["command", "code", "text_only"])
+def anyres_checkpoint(work: Path) -> Path:
+    """A model that cuts images as LLaVA-OneVision does, trained for a few steps."""
+    build = {"views": "anyres", "connector": "mlp", "merge": 1, "max_tiles": 4}
+    run(
+        [
+            sys.executable,
+            "train/sft.py",
+            "--config",
+            "configs/train/tiny.yaml",
+            f"out_dir={work}/anyres",
+            "row_tokens=1024",
+            "steps=4",
+            *(f"model.build.{key}={value}" for key, value in build.items()),
+        ],
+        ROOT,
+    )
+    return work / "anyres" / "model"
+
+
+@pytest.fixture(scope="module", params=["command", "code", "text_only", "anyres"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     work = tmp_path_factory.mktemp(request.param)
     if request.param == "command":
@@ -167,7 +186,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     elif request.param == "code":
         server = served_with_code(TEACHER, work)
     else:
-        server = served_by_plugin(text_only_checkpoint(work), work)
+        checkpoint = text_only_checkpoint if request.param == "text_only" else anyres_checkpoint
+        server = served_by_plugin(checkpoint(work), work)
     with server as running_server:
         yield running_server
 

@@ -30,9 +30,16 @@ class Stored:
     """Free label for counting and weighting."""
 
     def outline(self) -> Outline:
-        """Sizes from headers; raises BadImage."""
-        sizes = tuple(image_size(_checked(image)) for image in self.images)
-        return Outline(id=self.id, image_sizes=sizes, messages=self.messages, domain=self.domain)
+        """Sizes from headers."""
+        sizes: tuple[tuple[int, int], ...] = ()
+        problem = None
+        try:
+            sizes = tuple(image_size(_checked(image)) for image in self.images)
+        except BadImage as error:
+            problem = str(error)
+        return Outline(
+            id=self.id, image_sizes=sizes, messages=self.messages, domain=self.domain, problem=problem
+        )
 
     def conversation(self) -> Conversation:
         """Images decoded; raises BadImage."""

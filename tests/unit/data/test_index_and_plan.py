@@ -126,6 +126,16 @@ def test_an_image_that_slicing_refuses_drops_its_sample() -> None:
     assert [drop.reason.partition(":")[0] for drop in window.dropped] == ["image refused"]
 
 
+def test_a_sample_whose_image_cannot_be_opened_keeps_its_id_and_domain() -> None:
+    class NoHeader(ToySource):
+        def outline(self, index: int) -> Outline:
+            whole = super().outline(index)
+            return replace(whole, image_sizes=(), domain="web", problem="not_an_image: 3 bytes")
+
+    sample = measure(NoHeader(), 1, ENCODER)
+    assert (sample.id, sample.domain, sample.problem) == ("s1", "web", "not_an_image: 3 bytes")
+
+
 def test_an_index_gives_what_measuring_gives_and_survives_pickling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,10 @@ def test_a_state_that_now_means_other_samples_is_refused() -> None:
         next(iter(loader(state, plan=replace(PLAN, seed=1))))
     with pytest.raises(UserError, match="step 5 would now be made of other samples"):
         next(iter(loader(replace(state, chain="0" * 64))))
+    # A run that goes on with other data from step 5 on begins at its start.
+    fresh, first = (next(iter(loader(state))) for state in (LoaderState(step=5), LoaderState()))
+    assert fresh.planned == first.planned
+    assert fresh.next.step == 6
 
 
 def test_every_epoch_holds_every_sample_once_in_another_order() -> None:

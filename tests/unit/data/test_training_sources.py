@@ -81,8 +81,12 @@ def test_a_missing_image_and_a_broken_row_are_facts_about_a_sample(tmp_path: Pat
     row = {"id": "1", "image": "none.png", "conversations": [{"from": "human", "value": "<image>?"}]}
     (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n{broken\n", encoding="utf-8")
     source = build_source("llava_json", {"path": str(tmp_path / "data.jsonl"), "image_folder": str(tmp_path)})
+    assert (source.outline(0).id, source.outline(0).problem) == (
+        "1",
+        f"missing_image: {tmp_path / 'none.png'}",
+    )
     with pytest.raises(BadImage, match="missing_image"):
-        source.outline(0)
+        source[0]
     with pytest.raises(BadRow, match="invalid_json"):
         source[1]
 

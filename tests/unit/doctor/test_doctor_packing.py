@@ -1,5 +1,7 @@
 """The packing check: every backend that runs is isolated, and the check sees a leak where there is one."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from typer.testing import CliRunner
 
+from infinity_mm.cli import app
+from infinity_mm.doctor import packing
 from infinity_mm.doctor.packing import CONTROL, check_packing, is_isolated, print_packing
 from infinity_mm.errors import UserError
 from infinity_mm.model import modeling
@@ -22,10 +27,11 @@ TINY = ModelSpec(
 DENSE = ("eager", "sdpa", "sdpa_float32")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="module", params=["uhd", "anyres"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("checkpoint")
-    model, processor = build_model(TINY, build_tokenizer(["The circle is red.\n"] * 4, 300))
+    spec = replace(TINY, views=request.param, connector="mlp")
+    model, processor = build_model(spec, build_tokenizer(["The circle is red.\n"] * 4, 300))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
@@ -67,3 +73,15 @@ def test_a_leak_is_found(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a checkpoint folder"):
         check_packing(str(tmp_path))
+
+
+def test_the_command_prints_one_object_and_fails_on_a_leak(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "check_packing", lambda folder: check_packing(folder, ["sdpa"]))
+    done = CliRunner().invoke(app, ["doctor", "--packing", checkpoint, "--json"])
+    assert done.exit_code == 0
+    results = json.loads(done.stdout)["packing"]
+    assert [(one["backend"], one["verdict"]) for one in results] == [(CONTROL, "leaks"), ("sdpa", "isolated")]
+    monkeypatch.setattr(packing, "is_isolated", lambda results: False)
+    assert CliRunner().invoke(app, ["doctor", "--packing", checkpoint]).exit_code == 1

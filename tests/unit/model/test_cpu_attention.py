@@ -1,5 +1,7 @@
 """The attention backend of CPU training: the numbers of SDPA, block by block."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from infinity_mm.model import attention
-from infinity_mm.model.attention import block_mask, sdpa_float32_forward
+from infinity_mm.model.attention import SDPA_FLOAT32, packed_attention, sdpa_float32_forward
 
 
 class Layer(nn.Module):
@@ -17,9 +19,15 @@ class Layer(nn.Module):
     is_causal = True
 
 
-def row_mask(lengths: list[int], padding: int = 0) -> Tensor:
-    ids = [i for i, length in enumerate(lengths, 1) for _ in range(length)] + [0] * padding
-    return block_mask(torch.tensor([ids]), torch.zeros(1, len(ids), dtype=torch.long))
+def packed(rows: list[list[int]], padding_to: int) -> dict[str, Any]:
+    """What the backend gets for rows of samples of the given lengths."""
+    ids = [[i for i, length in enumerate(row, 1) for _ in range(length)] for row in rows]
+    ids = torch.tensor([row + [0] * (padding_to - len(row)) for row in ids])
+    return packed_attention(SDPA_FLOAT32, ids, torch.zeros_like(ids), torch.float32)
+
+
+def spans(arguments: dict[str, Any]) -> list[list[tuple[int, int, bool]]]:
+    return [[(b.start, b.stop, b.causal) for b in row] for row in arguments["packed_blocks"]]
 
 
 def one_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -32,27 +40,21 @@ def _every_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_SMALLEST_BLOCK", 1)
 
 
-def test_samples_and_padding_are_blocks() -> None:
-    assert attention._blocks(row_mask([3, 2], padding=2)) == [[(0, 3), (3, 5), (5, 6), (6, 7)]]
+def test_samples_are_blocks_without_a_mask_and_padding_is_one_with() -> None:
+    assert spans(packed([[3, 2]], 7)) == [[(0, 3, True), (3, 5, True), (5, 7, False)]]
 
 
-def test_small_blocks_are_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_blocks_are_computed_together_under_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_SMALLEST_BLOCK", 4)
-    assert attention._blocks(row_mask([3, 2, 6, 1])) == [[(0, 5), (5, 11), (11, 12)]]
+    assert spans(packed([[3, 2, 6, 1]], 13)) == [
+        [(0, 5, False), (5, 11, True), (11, 12, True), (12, 13, False)]
+    ]
 
 
-def test_one_look_back_or_ahead_joins_blocks() -> None:
-    mask = row_mask([2, 2])
-    assert len(attention._blocks(mask)[0]) == 2
-    for query, key in [(3, 0), (0, 3)]:
-        joined = mask.clone()
-        joined[0, 0, query, key] = True
-        assert attention._blocks(joined) == [[(0, 4)]]
-
-
-def test_masks_of_another_form_have_no_blocks() -> None:
-    assert attention._blocks(torch.ones(1, 1, 1, 4, dtype=torch.bool)) == []
-    assert attention._blocks(torch.zeros(1, 1, 4, 4)) == []
+def test_a_sample_with_branches_keeps_its_mask() -> None:
+    ids, branches = torch.tensor([[1, 1, 1, 2, 2]]), torch.tensor([[0, 1, 2, 0, 0]])
+    arguments = packed_attention(SDPA_FLOAT32, ids, branches, torch.float32)
+    assert spans(arguments) == [[(0, 3, False), (3, 5, True)]]
 
 
 @settings(max_examples=25)
@@ -62,13 +64,13 @@ def test_masks_of_another_form_have_no_blocks() -> None:
 )
 def test_outputs_and_gradients_are_those_of_one_product(rows: list[list[int]], seed: int) -> None:
     longest = max(map(sum, rows))
-    mask = torch.cat([row_mask(lengths, longest - sum(lengths)) for lengths in rows])
+    arguments = packed(rows, longest)
     generator = torch.Generator().manual_seed(seed)
     shapes = [(len(rows), heads, longest, 8) for heads in (4, 2, 2)]
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     query, key, value = inputs
-    ours, _ = sdpa_float32_forward(Layer(), query, key, value, mask)
-    reference = one_product(query, key, value, mask)
+    ours, _ = sdpa_float32_forward(Layer(), query, key, value, **arguments)
+    reference = one_product(query, key, value, arguments["attention_mask"])
     torch.testing.assert_close(ours, reference)
     weights = torch.randn(ours.shape, generator=generator)
     for mine, other in zip(
@@ -79,17 +81,17 @@ def test_outputs_and_gradients_are_those_of_one_product(rows: list[list[int]], s
 
 
 def test_a_block_is_untouched_by_its_neighbour() -> None:
-    mask = row_mask([3, 4])
+    arguments = packed([[3, 4]], 7)
     query, key, value = (torch.randn(1, heads, 7, 8) for heads in (4, 2, 2))
-    before, _ = sdpa_float32_forward(Layer(), query, key, value, mask)
+    before, _ = sdpa_float32_forward(Layer(), query, key, value, **arguments)
     for changed in (query, key, value):
         changed[:, :, :3] += 1
-    after, _ = sdpa_float32_forward(Layer(), query, key, value, mask)
+    after, _ = sdpa_float32_forward(Layer(), query, key, value, **arguments)
     assert torch.equal(before[:, 3:], after[:, 3:])
     assert not torch.equal(before[:, :3], after[:, :3])
 
 
 def test_the_result_has_the_dtype_of_the_query() -> None:
     query, key, value = (torch.randn(1, heads, 7, 8, dtype=torch.bfloat16) for heads in (4, 2, 2))
-    output, _ = sdpa_float32_forward(Layer(), query, key, value, row_mask([3, 4]))
+    output, _ = sdpa_float32_forward(Layer(), query, key, value, **packed([[3, 4]], 7))
     assert output.dtype == torch.bfloat16

@@ -51,7 +51,13 @@ def test_text_alone_gives_the_logits_of_the_language_model(language: str, tmp_pa
 
 @pytest.mark.parametrize(
     "connector",
-    [{"connector": "perceiver", "connector_queries": 5}, {"connector": "mlp"}, {"merge": 4}],
+    [
+        {"connector": "perceiver", "connector_queries": 5},
+        {"connector": "mlp"},
+        {"merge": 4},
+        {"connector": "mlp", "views": "anyres", "max_tiles": 2, "vision_post_layernorm": False},
+        {"overview": "last"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("language", ["qwen2", "llama"])
@@ -165,13 +171,13 @@ def test_a_shipped_file_of_parts_is_strictly_valid(file: Path) -> None:
     shape = connector_shape(spec.connector, merge=spec.merge, queries=spec.connector_queries)
     found = re.search(r"patch(\d+)-", spec.vision)
     assert found is not None
-    assert spec.scale_px % (int(found.group(1)) * shape.merge) == 0
+    assert spec.views == "anyres" or spec.scale_px % (int(found.group(1)) * shape.merge) == 0
 
 
 def test_parts_are_put_together_from_the_command_line(tmp_path: Path) -> None:
     save_siglip(tmp_path / "vision")
     save_qwen2(tmp_path / "language")
-    arguments = [f"vision={tmp_path / 'vision'}", f"language={tmp_path / 'language'}", "scale_px=32"]
+    arguments = [f"vision={tmp_path / 'vision'}", f"language={tmp_path / 'language'}", "vision_layers=2"]
     done = CliRunner().invoke(
         app, ["assemble", str(MODELS / "aquila_vl_2b.yaml"), *arguments, "--out", str(tmp_path / "whole")]
     )
@@ -180,4 +186,4 @@ def test_parts_are_put_together_from_the_command_line(tmp_path: Path) -> None:
     assert f"{sum(weight.numel() for weight in model.parameters()):,} parameters" in done.output.replace(
         "\n", ""
     )
-    assert model.config.scale_px == 32
+    assert (model.config.views, model.config.connector) == ("anyres", "mlp")

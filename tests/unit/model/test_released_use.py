@@ -13,11 +13,20 @@ from tiny_vlm import picture
 from infinity_mm.config import build
 from infinity_mm.engines.base import Failure, Reply, Request
 from infinity_mm.engines.transformers import TransformersSpec
+from infinity_mm.errors import UserError
 from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
 from infinity_mm.model.load import load_model
 from infinity_mm.record import ImageSlot, Text, Turn
-from infinity_mm.training.config import SftConfig
+from infinity_mm.training.config import DataConfig, SftConfig, StartConfig
 from infinity_mm.training.sft import train
+from infinity_mm.training.start import build_mixture, start_model
+from infinity_mm.vision.anyres import AnyresPlan
+from infinity_mm.vision.plans import plan_image
+
+DATA = DataConfig(
+    kind="windtunnel",
+    options={"world_seed": 0, "num_images": 4, "exchanges_per_image": 1, "tasks": {"answer_short": 1.0}},
+)
 
 
 @pytest.fixture(scope="module", params=["transformers", "next"])
@@ -33,14 +42,7 @@ def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> N
     plain: dict[str, Any] = {
         "out_dir": tmp_path / "run",
         "model": {"path": str(folder), "convert": folder.name == "transformers"},
-        "data": [
-            {
-                "kind": "windtunnel",
-                "options": {
-                    "world_seed": 0, "num_images": 4, "exchanges_per_image": 1, "tasks": {"answer_short": 1.0},
-                },
-            }
-        ],
+        "data": [{"kind": DATA.kind, "options": DATA.options}],
         "row_tokens": 1024, "global_batch_rows": 1, "micro_batch_rows": 1, "window": 4, "num_workers": 0,
         "steps": 2, "save_every_steps": 1, "threads": 1,
     }  # fmt: skip
@@ -57,6 +59,20 @@ def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> N
             assert not torch.equal(own, before.state_dict()[name]), name
     resumed = train(build(SftConfig, {**plain, "steps": 3}, where="test"), quiet=True)
     assert resumed.steps == 3
+
+
+def test_a_later_stage_may_cut_images_into_fewer_tiles(folder: Path) -> None:
+    convert = folder.name == "transformers"
+    start = StartConfig(path=str(folder), convert=convert, grids=((1, 1), (2, 1)), max_tiles=1)
+    started = start_model(start, build_mixture([DATA]))
+    model, processor = started.model, started.processor
+    assert model.config.view_config() == processor.image_processor.view_config()
+    plan = plan_image(300, 100, model.config.view_config())
+    assert isinstance(plan, AnyresPlan)
+    assert plan.grid == (2, 1)
+    assert (plan.unpadded, plan.shrunk) == ((14, 5), (11, 4))
+    with pytest.raises(UserError, match="max_slices is given, but a model that cuts images by anyres"):
+        start_model(StartConfig(path=str(folder), convert=convert, max_slices=2), build_mixture([DATA]))
 
 
 def test_the_engine_cuts_an_image_among_others_differently(folder: Path) -> None:

@@ -36,6 +36,16 @@ def test_used_dropped_quarantined_and_waiting_are_what_was_seen(tmp_path: Path) 
     assert found.seen == state.epoch * 12 + min(12, 8 * (state.window + 1))
 
 
+def test_samples_of_a_step_that_was_left_out_are_dropped(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl", step=0)
+    first, second = islice(loader(source=SomeBad(size=12)), 2)
+    ledger.write(first, first.spoiled, problem="loss nan")
+    ledger.write(second, second.spoiled)
+    found = account(tmp_path / "ledger.jsonl")
+    assert found.dropped["step left out"] == len(first.planned) - len(first.spoiled)
+    assert found.used == len(second.planned) - len(second.spoiled)
+
+
 @pytest.mark.parametrize("saved_at", [1, 3, 4])
 def test_steps_done_again_after_a_kill_count_once(tmp_path: Path, saved_at: int) -> None:
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
