@@ -63,11 +63,11 @@ def start_model(
         return build_from_parts(start.parts)
     assert start.path is not None
     model, processor = load_model(Path(start.path))
-    _change_views(model.config, processor.image_processor, start)
+    change_views(model.config, processor.image_processor, start)
     return model, processor
 
 
-def _change_views(config: InfinityMMConfig, images: InfinityMMImageProcessor, start: StartConfig) -> None:
+def change_views(config: InfinityMMConfig, images: InfinityMMImageProcessor, start: StartConfig) -> None:
     """Cut images as `start` says from now on; both objects keep it, so that it is saved with the model."""
     changes: dict[str, dict[str, Any]] = {
         "uhd": {"scale_px": start.scale_px, "max_slices": start.max_slices},

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,11 @@ def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore")  # inside torch, many
-def test_compiled_layers_train_alike_and_keep_their_names(tmp_path: Path) -> None:
+def test_compiled_layers_train_alike_and_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced, but run as it is: making machine code takes a minute or two.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
     train(tiny_config(tmp_path / "compiled", compile=True, steps=3), quiet=True)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
