@@ -1,6 +1,6 @@
 """A long run with everything going wrong: unreadable images, losses that are not numbers, kills, a full disk.
 
-    python benchmarks/soak.py [--steps 10000] [--lives 12] [--folder DIR]
+    python benchmarks/soak.py [--steps 1000] [--lives 12] [--folder DIR]
 
 Trains a toy model on images and texts made here, one image in nineteen of them broken. The run is killed with SIGKILL,
 or denied disk space by the operating system (a limit on the size of a file), again and again; now and then a step
@@ -110,7 +110,7 @@ def live(folder: Path, steps: int, disk_full_at: int | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--lives", type=int, default=12, help="interruptions")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--live", action="store_true", help=argparse.SUPPRESS)

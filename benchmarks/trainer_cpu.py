@@ -1,6 +1,6 @@
 """Samples a second of one training process on a CPU: our packed rows beside Hugging Face's Trainer and TRL.
 
-    python benchmarks/trainer_cpu.py --samples 1600 --rounds 3
+    python benchmarks/trainer_cpu.py --samples 480 --rounds 3
 
 Everyone trains the same model from the same weights on the same Parquet file for one epoch, with the same encoder, the
 same AdamW, one thread, and as many samples a step on average. The runs take turns, each in a process of its own, so
@@ -410,7 +410,7 @@ LABELS = {
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samples", type=int, default=1600)
+    parser.add_argument("--samples", type=int, default=480)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--row-tokens", type=int, default=1024)
     parser.add_argument("--model", choices=SIZES, default="2b")

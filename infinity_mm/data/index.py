@@ -111,8 +111,10 @@ def build_index(
     own = folder / digest("index 1", source.fingerprint, source.turns, encoder.text_fingerprint)[:32]
     own.mkdir(parents=True, exist_ok=True)
     num_parts = -(-len(source) // PART_SAMPLES)
-    missing = (n for n in range(num_parts) if not _part_file(own, n).is_file())
-    for _ in in_workers(_Parts(source, encoder, own), missing, num_workers):
+    missing = [n for n in range(num_parts) if not _part_file(own, n).is_file()]
+    # A process takes seconds to start, as long as this one takes for a part.
+    workers = min(num_workers, len(missing)) if len(missing) > 1 else 0
+    for _ in in_workers(_Parts(source, encoder, own), iter(missing), workers):
         pass
     return StoredIndex(own, len(source))
 

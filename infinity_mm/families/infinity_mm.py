@@ -14,6 +14,7 @@ from infinity_mm.data.encode import NOTATION, Encoder, RowEncoder
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.flops import model_sizes, vision_flops
+from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
@@ -45,18 +46,8 @@ class InfinityMM:
 
     def limit(self, model: PreTrainedModel, processor: ProcessorMixin, limits: Limits) -> None:
         """Number and size of slices, or grids and cap of tiles."""
-        config, images = (
-            cast(InfinityMMConfig, model.config),
-            cast(InfinityMMProcessor, processor).image_processor,
-        )
-        places = {"uhd": ("scale_px", "max_slices"), "anyres": ("grids", "max_tiles")}
-        limits.only(f"a model that cuts images by {config.views}", *places[config.views])
-        for key in places[config.views]:
-            value = getattr(limits, key)
-            if value is not None:
-                for keeper in (config, images):
-                    setattr(keeper, key, [list(grid) for grid in value] if key == "grids" else value)
-        config.view_config()  # impossible values fail here
+        config = cast(InfinityMMConfig, model.config)
+        change_views(config, cast(InfinityMMProcessor, processor).image_processor, limits)
 
     def encoder(self, processor: ProcessorMixin) -> RowEncoder:
         """Our own encoder."""
@@ -69,6 +60,18 @@ class InfinityMM:
     def trainable(self, model: PreTrainedModel) -> nn.Module:
         """The model itself: it has the loss."""
         return model
+
+
+def change_views(config: InfinityMMConfig, images: InfinityMMImageProcessor, limits: Limits) -> None:
+    """Cut images as `limits` say from now on; both objects keep it, so that it is saved with the model."""
+    places = {"uhd": ("scale_px", "max_slices"), "anyres": ("grids", "max_tiles")}
+    limits.only(f"a model that cuts images by {config.views}", *places[config.views])
+    for key in places[config.views]:
+        value = getattr(limits, key)
+        if value is not None:
+            for keeper in (config, images):
+                setattr(keeper, key, [list(grid) for grid in value] if key == "grids" else value)
+    config.view_config()  # impossible values fail here
 
 
 INFINITY_MM = InfinityMM()

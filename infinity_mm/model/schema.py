@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import Literal, Protocol, runtime_checkable
 
 from infinity_mm.errors import explain
-from infinity_mm.vision.anyres import AnyresPlan
 from infinity_mm.vision.plans import ImagePlan
 
 
@@ -95,7 +94,7 @@ def image_text(plan: ImagePlan, tokens: SchemaTokens) -> str:
 
 def _runs(plan: ImagePlan) -> list[tuple[str, int]]:
     """(token of the schema, how often it is repeated), in order."""
-    if isinstance(plan, AnyresPlan):
+    if plan.kind == "anyres":
         return [("image", plan.num_tokens)]
     views = plan.views if plan.overview == "first" else plan.views[::-1]
     overview, slices = [("image", views[0].num_tokens)], list[tuple[str, int]]()
@@ -108,7 +107,7 @@ def _runs(plan: ImagePlan) -> list[tuple[str, int]]:
 
 def num_sequence_tokens(plan: ImagePlan) -> int:
     """Positions one image takes in the language model: its image tokens and all markers."""
-    if isinstance(plan, AnyresPlan):
+    if plan.kind == "anyres":
         return plan.num_tokens
     rows = plan.grid[1] if plan.grid is not None else 0
     return plan.num_tokens + 2 + plan.num_slices + rows

@@ -26,6 +26,7 @@ from infinity_mm.data.plan import Planner
 from infinity_mm.errors import explain
 from infinity_mm.families import INFINITY_MM, family_of
 from infinity_mm.families.base import part_of
+from infinity_mm.families.infinity_mm import change_views
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.cross_entropy import CHUNK_LOGITS
 from infinity_mm.model.flops import ModelSizes, model_sizes
@@ -36,7 +37,7 @@ from infinity_mm.training.curriculum import Stage
 from infinity_mm.training.mixing import build_planner
 from infinity_mm.training.monitor import BF16_PEAKS, step_flops
 from infinity_mm.training.optim import trained_parts
-from infinity_mm.training.start import build_mixture, start_model
+from infinity_mm.training.start import build_mixture, limits_of, start_model
 
 ASSUMED_MFU = 0.35
 """Useful operations over the peak, an assumption; others report 0.3 to 0.45 for models of 7B to 8B."""
@@ -111,11 +112,7 @@ def plan_stages(stages: Sequence[Stage], names: Sequence[str]) -> list[StagePlan
     config, processor = _sizes_only(stages[0].config)
     plans: list[StagePlan] = []
     for stage in stages:
-        for key in ("scale_px", "max_slices"):
-            value = getattr(stage.config.model, key)
-            if value is not None:
-                setattr(config, key, value)
-                setattr(processor.image_processor, key, value)
+        change_views(config, processor.image_processor, limits_of(stage.config.model))
         if stage.name in names:
             plans.append(_plan(stage, config, processor))
     return plans

@@ -6,7 +6,7 @@ data[] --build_source--> Mixture --texts--> tokenizer (from scratch only) --> mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,19 +80,16 @@ def start_model(
     assert start.path is not None
     options = {} if lora is None else adapters.base_options(lora)
     family, model, processor = load_family(Path(start.path), convert=start.convert, **options)
-    limits = Limits(
-        scale_px=start.scale_px,
-        max_slices=start.max_slices,
-        grids=start.grids,
-        max_tiles=start.max_tiles,
-        min_pixels=start.min_pixels,
-        max_pixels=start.max_pixels,
-    )
-    family.limit(model, processor, limits)
+    family.limit(model, processor, limits_of(start))
     if lora is None:
         return Started(family=family, model=model, processor=processor)
     adapter = adapters.load(model, resumed) if resumed else adapters.add(model, family, lora)
     return Started(family=family, model=model, processor=processor, adapter=adapter)
+
+
+def limits_of(start: StartConfig) -> Limits:
+    """How large images may become from now on."""
+    return Limits(**{field.name: getattr(start, field.name) for field in fields(Limits)})
 
 
 def load_tower(model: PreTrainedModel, folder: Path) -> None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar, Literal
 
 from infinity_mm.errors import explain
 from infinity_mm.vision.slicing import View
@@ -30,6 +31,9 @@ def square_grids(side: int) -> tuple[tuple[int, int], ...]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnyresConfig:
     """How one image becomes a base view plus tiles (LLaVA-OneVision)."""
+
+    kind: ClassVar[Literal["anyres"]] = "anyres"
+    """The way of cutting (see `plans.py`)."""
 
     tile_px: int = 384
     """Side of one tile and of the base view, in pixels."""
@@ -83,6 +87,9 @@ class AnyresConfig:
 @dataclass(frozen=True, kw_only=True)
 class AnyresPlan:
     """What `plan_anyres` decided for one image; sizes are (width, height) in pixels, maps (columns, rows) of tokens."""
+
+    kind: ClassVar[Literal["anyres"]] = "anyres"
+    """The way of cutting (see `plans.py`)."""
 
     image_size: tuple[int, int]
     """The image's own size."""

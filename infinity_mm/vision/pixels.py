@@ -33,7 +33,7 @@ def cut_views(
     `mean` colours the sides of an `anyres` image that is padded to a square. Raises UserError when the plan is for
     another size.
     """
-    if isinstance(plan, AnyresPlan):
+    if plan.kind == "anyres":
         return _cut_tiles(image, plan, mean)
     return _cut_slices(image, plan)
 

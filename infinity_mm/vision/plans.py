@@ -4,7 +4,8 @@
                                --AnyresConfig-> plan_anyres --> AnyresPlan   (`views: anyres`)
 
 Both plans have `views`, `view_shapes`, `num_tokens` and `num_patches`; `model/schema.py` writes their token ids and
-`vision/images.py` cuts their pixels.
+`vision/pixels.py` cuts their pixels. Which of the two an object is, its `kind` says, not its class: code that travels
+beside a checkpoint is imported once for each Auto class, so the same class exists several times.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ ImagePlan = SlicePlan | AnyresPlan
 
 def plan_image(width: int, height: int, config: ViewConfig, *, alone: bool = True) -> ImagePlan:
     """The plan of one image; `alone` says that it is its sample's only one, which only anyres asks."""
-    if isinstance(config, AnyresConfig):
+    if config.kind == "anyres":
         return plan_anyres(width, height, config, alone=alone)
     return plan_slices(width, height, config)
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from infinity_mm.errors import explain
 
@@ -49,6 +49,9 @@ class AspectGuard:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SliceConfig:
     """How one image becomes slices plus an overview (LLaVA-UHD, section 3.1)."""
+
+    kind: ClassVar[Literal["uhd"]] = "uhd"
+    """The way of cutting (see `plans.py`)."""
 
     scale_px: int
     """Side of the square whose area one view may have, in pixels; need not be a multiple of `align_px`."""
@@ -160,6 +163,9 @@ class View:
 @dataclass(frozen=True, kw_only=True)
 class SlicePlan:
     """What `plan_slices` decided for one image size; all sizes are (width, height) in pixels."""
+
+    kind: ClassVar[Literal["uhd"]] = "uhd"
+    """The way of cutting (see `plans.py`)."""
 
     canvas_size: tuple[int, int]
     """Size of the image after padding; the image's own size unless an aspect guard pads."""

@@ -1,6 +1,7 @@
 """A very small model with its processor, for the tests of this folder."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -13,10 +14,10 @@ SPEC = ModelSpec(
 )  # fmt: skip
 
 
-def small_model() -> tuple[Any, Any]:
+def small_model(views: Literal["uhd", "anyres"] = "uhd") -> tuple[Any, Any]:
     """In evaluation mode; typed loosely, because transformers' annotations hide what its objects take."""
     model, processor = build_model(
-        SPEC, build_tokenizer(["What colour is the circle? red and blue\n"] * 4, 320)
+        replace(SPEC, views=views), build_tokenizer(["What colour is the circle? red and blue\n"] * 4, 320)
     )
     return model.eval(), processor
 

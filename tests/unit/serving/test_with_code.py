@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -50,9 +51,9 @@ print([name for name in sys.modules if name.split(".")[0] in ("infinity_mm", "ja
 """
 
 
-def saved(folder: Path, pictures: Path) -> torch.Tensor:
+def saved(folder: Path, pictures: Path, views: Literal["uhd", "anyres"] = "uhd") -> torch.Tensor:
     """Save a model as the trainer does, and two pictures; return the logits they give."""
-    model, processor = small_model()
+    model, processor = small_model(views)
     pictures.mkdir()
     images = [noise(size) for size in SIZES]
     for index, image in enumerate(images):
@@ -68,8 +69,11 @@ def saved(folder: Path, pictures: Path) -> torch.Tensor:
     return logits
 
 
-def test_an_exported_checkpoint_gives_the_same_logits_without_the_package(tmp_path: Path) -> None:
-    expected = saved(tmp_path / "checkpoint", tmp_path / "pictures")
+@pytest.mark.parametrize("views", ["uhd", "anyres"])
+def test_an_exported_checkpoint_gives_the_same_logits_without_the_package(
+    views: Literal["uhd", "anyres"], tmp_path: Path
+) -> None:
+    expected = saved(tmp_path / "checkpoint", tmp_path / "pictures", views)
     code = export_with_code(str(tmp_path / "checkpoint"), tmp_path / "exported")
     assert not (tmp_path / "exported" / "trainer").exists()
     assert all(path.is_file() for path in code)

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,16 @@ def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path
     assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
     with pytest.raises(UserError, match="the package wandb is not installed"):
         train(tiny_config(tmp_path / "other", trackers=["wandb"]), quiet=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # inside torch, many
+def test_compiled_layers_train_alike_and_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced, but run as it is: making machine code takes a minute or two.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
+    train(tiny_config(tmp_path / "compiled", compile=True, steps=3), quiet=True)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
+    plain, compiled = (load_file(tmp_path / run / "model/model.safetensors") for run in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
