@@ -30,6 +30,7 @@ from infinity_mm.families.infinity_mm import change_views
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.cross_entropy import CHUNK_LOGITS
 from infinity_mm.model.flops import ModelSizes, model_sizes
+from infinity_mm.model.load import load_sizes
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.training.config import SftConfig, StartConfig
@@ -124,13 +125,13 @@ def _sizes_only(config: SftConfig) -> tuple[InfinityMMConfig, InfinityMMProcesso
     if start.path is None:
         started = start_model(start, build_mixture(config.data))
         return started.model.config, started.processor
-    if family_of(Path(start.path)) is not INFINITY_MM:
+    if family_of(Path(start.path), convert=start.convert) is not INFINITY_MM:
         raise explain(
             what=f"the plan has formulas for our own model only, and {start.path} holds another one",
             where="model.path",
             fix="leave the plan out; the run itself trains the model (docs/families.md)",
         )
-    return InfinityMMConfig.from_pretrained(Path(start.path)), InfinityMMProcessor.from_pretrained(start.path)
+    return load_sizes(Path(start.path))
 
 
 def _plan(stage: Stage, model_config: InfinityMMConfig, processor: InfinityMMProcessor) -> StagePlan:
