@@ -27,6 +27,7 @@ from infinity_mm.data.conversation import (
     Turns,
     place_images,
 )
+from infinity_mm.data.regions import Notation, write_regions
 from infinity_mm.errors import explain
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.processor import InfinityMMProcessor
@@ -41,6 +42,9 @@ IGNORE = -100
 
 OverLong = Literal["drop", "error", "truncate_turns"]
 """What happens to a sample that does not fit a row; `truncate_turns` drops whole exchanges from its end."""
+
+NOTATION = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=1000)
+"""How our own model writes boxes and points: in thousandths of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +225,10 @@ class Encoder:
         return digest("chatml 1", self.tokenizer.backend_tokenizer.to_str())
 
     def _write(self, conversation: Conversation | Outline, turns: Turns, images: list[list[int]]) -> _Builder:
-        messages = place_images(conversation)
+        frames = [(1, 1)] * conversation.num_images  # not read: the notation does not count pixels
+        messages = tuple(
+            Message(m.role, write_regions(m.text, NOTATION, frames)) for m in place_images(conversation)
+        )
         builder = _Builder()
         if turns == "causal":
             self._write_causal(builder, messages, images)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any, Self, final
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.loader import LoaderState
 from infinity_mm.errors import explain
-from infinity_mm.model.processor import InfinityMMProcessor
+from infinity_mm.families.names import restore_names
 from infinity_mm.storage.files import whole_folder
+from infinity_mm.training import lora
 from infinity_mm.training.sharding import like, whole
 
 
@@ -70,8 +71,15 @@ class Weights:
     """Optimiser state by parameter name: `<parameter>/<exp_avg, exp_avg_sq, step>`."""
 
 
-def gather(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool, copy: bool = False) -> Weights:
-    """All tensors of a run; every process must call it, those with `keep` get them.
+def gather(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    keep: bool,
+    copy: bool = False,
+    trained_only: bool = False,
+) -> Weights:
+    """All tensors of a run, or of its model the trained ones; every process must call it, those with `keep` get them.
 
     With `copy` they share no memory with the run, which may then go on.
     """
@@ -86,7 +94,11 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool, co
         return same[id(tensor)]
 
     # keep_vars: the parameters themselves, by which tied ones are known.
-    of_model = {name: fetch(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    of_model = {
+        name: fetch(tensor)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.requires_grad or not trained_only
+    }
     of_optimizer = {
         f"{name}/{key}": fetch(value)
         for name, parameter in model.named_parameters()
@@ -100,14 +112,19 @@ def save_checkpoint(
     *,
     weights: Weights,
     model: PreTrainedModel,
-    processor: InfinityMMProcessor,
+    adapter: Any = None,
+    processor: ProcessorMixin,
     state: TrainerState,
     keep_last: int,
 ) -> Path:
-    """Write `checkpoint-<step>`; of older ones the last `keep_last` and the best stay."""
+    """Write `checkpoint-<step>`, of a model with adapters these alone; of older ones the last `keep_last` and the best
+    stay."""
     target = out_dir / f"checkpoint-{state.step}"
     with whole_folder(target) as folder:
-        model.save_pretrained(folder, state_dict=weights.model)
+        if adapter is None:
+            model.save_pretrained(folder, state_dict=weights.model)
+        else:
+            lora.save(adapter, folder, weights.model)
         processor.save_pretrained(folder)
         trainer = folder / "trainer"
         trainer.mkdir()
@@ -165,10 +182,14 @@ def save_model(
     *,
     tensors: dict[str, Tensor],
     model: PreTrainedModel,
-    processor: InfinityMMProcessor,
+    processor: ProcessorMixin,
     dtype: str,
+    names: Collection[str] = (),
 ) -> None:
-    """Write the final model with weights of `dtype`; the model in memory stays as it is."""
+    """Write the final model with weights of `dtype`; the model in memory stays as it is.
+
+    `names`: those of the checkpoint it came from, which it gets back where transformers changes them.
+    """
     torch_dtype: torch.dtype = getattr(torch, dtype)
     converted: dict[int, Tensor] = {}  # tied weights stay tied, and are written once
     for tensor in tensors.values():
@@ -180,8 +201,18 @@ def save_model(
         try:
             _set_dtype(model, torch_dtype)
             model.save_pretrained(folder, state_dict=tensors)
+            restore_names(folder, set(names))
         finally:
             _set_dtype(model, before)
+        processor.save_pretrained(folder)
+
+
+def save_adapter(
+    target: Path, *, tensors: dict[str, Tensor], adapter: Any, processor: ProcessorMixin
+) -> None:
+    """Write the final adapters."""
+    with whole_folder(target) as folder:
+        lora.save(adapter, folder, tensors)
         processor.save_pretrained(folder)
 
 

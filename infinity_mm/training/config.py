@@ -63,6 +63,9 @@ class StartConfig:
 
     path: str | None = None
     """Checkpoint folder with model and processor."""
+    convert: bool = False
+    """Used with `path` only: make our own model of LLaVA-OneVision's weights in transformers' names, instead of
+    training transformers' class. In LLaVA-NeXT's names (Aquila-VL) they always become ours."""
     scale_px: int | None = None
     """Used with `path` only: side of the square whose area one view may have from now on, in pixels; None keeps the
     checkpoint's."""
@@ -74,6 +77,10 @@ class StartConfig:
     now on."""
     max_tiles: int | None = None
     """Used with `path` only, for a model with `views: anyres`: the cap of its feature maps from now on, in tiles."""
+    min_pixels: int | None = None
+    """Used with `path` only, for families that resize images by area: least area of a resized image."""
+    max_pixels: int | None = None
+    """The same: largest area."""
     build: ModelSpec | None = None
     """Sizes of a model from scratch."""
     vision_tower: str | None = None
@@ -97,6 +104,38 @@ class StartConfig:
                 what="model.vision_tower is for model.build; a part or checkpoint has a tower of its own",
                 where="YAML section `model`",
                 fix="remove one of them",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen weights (LoRA, arXiv 2106.09685), through peft."""
+
+    r: int = 16
+    """Rank of the adapters."""
+    alpha: int = 32
+    """Adapters count alpha / r times."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs set to zero in training."""
+    targets: tuple[Literal["vision_tower", "connector", "language_model"], ...] = ("language_model",)
+    """Parts whose linear layers get adapters; the head gets none."""
+    layers: tuple[str, ...] = ()
+    """Last names of these layers, such as q_proj; empty: all linear layers."""
+    train_connector: bool = False
+    """Train the whole connector beside the adapters; it is saved with them."""
+    base: Literal["float32", "bfloat16", "nf4"] = "float32"
+    """How the frozen weights are held; nf4 is QLoRA (arXiv 2305.14314), needs bitsandbytes and a GPU."""
+    seed: int = 0
+    """Seed of the adapters' first weights."""
+    merge: bool = False
+    """Write the final model with the adapters merged into the weights instead of the adapters alone."""
+
+    def __post_init__(self) -> None:
+        if not self.targets or (self.train_connector and "connector" in self.targets):
+            raise explain(
+                what=f"targets={list(self.targets)}, train_connector={self.train_connector}",
+                where="YAML section `lora`",
+                fix="name at least one part in targets, and the connector in one of the two places only",
             )
 
 
@@ -235,6 +274,8 @@ class SftConfig:
     """The connector."""
     language_model: GroupConfig = field(default_factory=GroupConfig)
     """The language model with embedding and head."""
+    lora: LoraConfig | None = None
+    """Train adapters; all else is then frozen. The parts' learning rates hold for what is trained in them."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
     loss_weighting: Literal["token", "square_root", "sample"] = "token"
@@ -313,6 +354,19 @@ class SftConfig:
             "keep_last",
         )
         _at_least_one(self, "training configuration", *counts)
+        if self.lora is not None:
+            if self.model.path is None:
+                raise explain(
+                    what="lora is given, but the model starts from scratch",
+                    where="YAML section `lora`",
+                    fix="give model.path, or remove lora: adapters change a trained model a little",
+                )
+            if self.vision_tower.freeze or self.connector.freeze or self.language_model.freeze:
+                raise explain(
+                    what="a part says freeze: true, but with lora everything is frozen but what lora names",
+                    where="YAML section `lora`",
+                    fix="remove freeze; choose parts by lora.targets",
+                )
         if self.vision_tower.freeze and self.connector.freeze and self.language_model.freeze:
             raise explain(
                 what="every part of the model is frozen",

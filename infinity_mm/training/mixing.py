@@ -5,21 +5,16 @@ mixture --index--> measured sources --weights of each phase--> Planner, number o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-
-from transformers import PreTrainedConfig
 
 from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.index import build_index
 from infinity_mm.data.loader import count_rows
 from infinity_mm.data.mixture import Mixture, Phase, WeightedSource, by_domain, check_phases
-from infinity_mm.data.plan import PlanConfig, Planner, num_patches
+from infinity_mm.data.plan import PlanConfig, Planner
 from infinity_mm.data.quarantine import Listed, Quarantine, read_quarantine
 from infinity_mm.errors import explain
-from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.model.flops import model_sizes, vision_flops
 from infinity_mm.record import digest
 from infinity_mm.training.config import PhaseConfig, SftConfig
 from infinity_mm.training.schedule import decay_steps
@@ -60,7 +55,7 @@ def build_planner(
     config: SftConfig,
     mixture: Mixture,
     encoder: RowEncoder,
-    model_config: PreTrainedConfig,
+    vision_cost: Callable[[int, int], int],
     listed: Sequence[Listed],
 ) -> tuple[Planner, int]:
     """The planner of all phases, and the steps of the run."""
@@ -72,17 +67,8 @@ def build_planner(
         over_long=config.over_long,
         seed=config.seed,
     )
-    cost = num_patches
-    if isinstance(model_config, InfinityMMConfig):
-        cost = partial(vision_flops, model_sizes(model_config))
-    elif gflops is not None:
-        raise explain(
-            what="row_vision_gflops is given, but the work of this model's vision tower is not known",
-            where="training configuration",
-            fix="remove it",
-        )
     first = Phase(from_step=0, mixture=_weighted(config, mixture, {}))
-    planner = Planner([first], encoder, plan, vision_cost=cost, quarantine=Quarantine(listed))
+    planner = Planner([first], encoder, plan, vision_cost=vision_cost, quarantine=Quarantine(listed))
     total_steps = config.steps
     if total_steps is None:
         assert config.epochs is not None

@@ -5,44 +5,32 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from infinity_mm.errors import explain
+from infinity_mm.families.base import PARTS, Part, Parts, part_of
 from infinity_mm.training.config import GroupConfig, SftConfig
 from infinity_mm.training.muon import Muon
 
-PARTS = {
-    "vision_tower": ("model.vision_tower.",),
-    "connector": ("model.connector.", "model.image_newline"),
-    "language_model": ("model.language_model.", "lm_head."),
-}
-"""Part of the model -> prefixes of its parameters' names."""
-
-
-def part_of(name: str) -> str:
-    """The part a parameter belongs to; a name outside all parts is an error, so that nothing is trained by accident."""
-    for part, prefixes in PARTS.items():
-        if name.startswith(prefixes):
-            return part
-    raise explain(
-        what=f"the parameter {name} belongs to no known part of the model",
-        where="parameter groups (infinity_mm/training/optim.py)",
-        fix=f"add its prefix to PARTS; known parts: {', '.join(PARTS)}",
-    )
+_TABLES = ("embed_tokens", "position_embedding", "pos_embed", "cls_token", "mask_token")
+"""Parts of the names of parameters that are looked up, not multiplied with."""
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     """Matrices decay; norms, biases and embeddings (token and position tables) do not."""
-    return parameter.dim() >= 2 and "embed_tokens" not in name and "position_embedding" not in name
+    return parameter.dim() >= 2 and not any(table in name for table in _TABLES)
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """What Muon makes orthogonal: matrices between hidden layers, not those at the model's input and output."""
-    return parameter.dim() == 2 and not any(end in name for end in ("embed", "lm_head"))
+    """What Muon makes orthogonal: matrices between hidden layers, not those at the model's input and output, and not
+    the thin ones of adapters."""
+    return parameter.dim() == 2 and not any(end in name for end in ("embed", "lm_head", "lora_"))
 
 
-def freeze(model: nn.Module, config: SftConfig) -> None:
-    """Switch gradients off in frozen parts and on in all others."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not _group_config(config, part_of(name)).freeze)
+def freeze(model: nn.Module, config: SftConfig, parts: Parts, idle: tuple[str, ...] = ()) -> None:
+    """Switch gradients off in frozen parts and `idle` parameters, on in all others; with adapters, peft has already
+    done it."""
+    if config.lora is None:
+        for name, parameter in model.named_parameters():
+            frozen = name.startswith(idle) or _group_config(config, part_of(name, parts)).freeze
+            parameter.requires_grad_(not frozen)
 
 
 def trained_parts(config: SftConfig) -> list[str]:
@@ -50,12 +38,12 @@ def trained_parts(config: SftConfig) -> list[str]:
     return [part for part in PARTS if not _group_config(config, part).freeze]
 
 
-def build_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: SftConfig, parts: Parts) -> torch.optim.Optimizer:
     """AdamW or Muon over the trained parameters; each group carries `part` and its `peak_lr`."""
-    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[Part, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = (part_of(name), is_decayed(name, parameter), is_hidden_matrix(name, parameter))
+            kind = (part_of(name, parts), is_decayed(name, parameter), is_hidden_matrix(name, parameter))
             groups.setdefault(kind, []).append(parameter)
     described = [
         {
@@ -80,5 +68,5 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def _group_config(config: SftConfig, part: str) -> GroupConfig:
+def _group_config(config: SftConfig, part: Part) -> GroupConfig:
     return getattr(config, part)

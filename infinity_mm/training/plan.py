@@ -23,6 +23,10 @@ from infinity_mm.data.encode import IGNORE, Encoder
 from infinity_mm.data.loader import EncodedRows
 from infinity_mm.data.packing import Packed
 from infinity_mm.data.plan import Planner
+from infinity_mm.errors import explain
+from infinity_mm.families import INFINITY_MM, family_of
+from infinity_mm.families.base import part_of
+from infinity_mm.families.infinity_mm import change_views
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.cross_entropy import CHUNK_LOGITS
 from infinity_mm.model.flops import ModelSizes, model_sizes
@@ -33,8 +37,8 @@ from infinity_mm.training.config import SftConfig, StartConfig
 from infinity_mm.training.curriculum import Stage
 from infinity_mm.training.mixing import build_planner
 from infinity_mm.training.monitor import BF16_PEAKS, step_flops
-from infinity_mm.training.optim import part_of, trained_parts
-from infinity_mm.training.start import build_mixture, change_views, start_model
+from infinity_mm.training.optim import trained_parts
+from infinity_mm.training.start import build_mixture, limits_of, start_model
 
 ASSUMED_MFU = 0.35
 """Useful operations over the peak, an assumption; others report 0.3 to 0.45 for models of 7B to 8B."""
@@ -109,7 +113,7 @@ def plan_stages(stages: Sequence[Stage], names: Sequence[str]) -> list[StagePlan
     config, processor = _sizes_only(stages[0].config)
     plans: list[StagePlan] = []
     for stage in stages:
-        change_views(config, processor.image_processor, stage.config.model)
+        change_views(config, processor.image_processor, limits_of(stage.config.model))
         if stage.name in names:
             plans.append(_plan(stage, config, processor))
     return plans
@@ -119,8 +123,14 @@ def _sizes_only(config: SftConfig) -> tuple[InfinityMMConfig, InfinityMMProcesso
     """Configuration and processor of the model that a run starts from."""
     start: StartConfig = config.model
     if start.path is None:
-        model, processor = start_model(start, build_mixture(config.data))
-        return model.config, processor
+        started = start_model(start, build_mixture(config.data))
+        return started.model.config, started.processor
+    if family_of(Path(start.path), convert=start.convert) is not INFINITY_MM:
+        raise explain(
+            what=f"the plan has formulas for our own model only, and {start.path} holds another one",
+            where="model.path",
+            fix="leave the plan out; the run itself trains the model (docs/families.md)",
+        )
     return load_sizes(Path(start.path))
 
 
@@ -129,7 +139,7 @@ def _plan(stage: Stage, model_config: InfinityMMConfig, processor: InfinityMMPro
     encoder, sizes, trained = Encoder(processor), model_sizes(model_config), trained_parts(config)
     one_step = SftConfig(**{**_fields(config), "steps": 1, "epochs": None, "mix_by_phase": ()})
     mixture = build_mixture(config.data, temperature=config.mix_temperature)
-    planner, _ = build_planner(one_step, mixture, encoder, model_config, ())
+    planner, _ = build_planner(one_step, mixture, encoder, INFINITY_MM.vision_cost(model_config), ())
     rows, num_samples, num_dropped = _some_rows(planner)
     used = sum(len(row) for row in rows)
     tokens_per_row = sum(sample.tokens for row in rows for sample in row) / len(rows)
@@ -182,7 +192,7 @@ def _parameters(config: InfinityMMConfig) -> dict[str, int]:
         model = InfinityMMForConditionalGeneration(config)
     counts: dict[str, int] = {"vision_tower": 0, "connector": 0, "language_model": 0}
     for name, parameter in model.named_parameters():
-        counts[part_of(name)] += parameter.numel()
+        counts[part_of(name, INFINITY_MM.parts)] += parameter.numel()
     return counts
 
 

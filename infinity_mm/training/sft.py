@@ -25,18 +25,19 @@ from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
 from infinity_mm.config import build, to_plain
-from infinity_mm.data.encode import Encoder
+from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.ledger import Ledger, account
 from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader, StepBatch
 from infinity_mm.data.mixture import Mixture
 from infinity_mm.data.plan import Drop, Planner
 from infinity_mm.data.quarantine import Listed, append_quarantine
 from infinity_mm.errors import UserError, explain
+from infinity_mm.families import INFINITY_MM
+from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.flops import ModelSizes, model_sizes
-from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
-from infinity_mm.model.processor import InfinityMMProcessor
+from infinity_mm.training import lora
 from infinity_mm.training.checkpoint import (
     TrainerState,
     Weights,
@@ -46,6 +47,7 @@ from infinity_mm.training.checkpoint import (
     load_optimizer,
     read_state,
     refuse_other_run,
+    save_adapter,
     save_checkpoint,
     save_model,
 )
@@ -60,7 +62,7 @@ from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import build_optimizer, freeze
 from infinity_mm.training.schedule import lr_factor, refuse_bad_branch
 from infinity_mm.training.sharding import is_sharded, shard
-from infinity_mm.training.start import build_mixture, load_model, new_accelerator, start_model
+from infinity_mm.training.start import Started, build_mixture, new_accelerator, start_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,16 +97,18 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     mixture = build_mixture(config.data, temperature=config.mix_temperature)
     listed = read_listed(config)
     fingerprint = data_fingerprint(mixture, listed)
-    model, processor, origin = _model(config, mixture, fingerprint)
-    encoder = Encoder(processor)
+    started, origin = _model(config, mixture, fingerprint)
+    model, processor, family = started.model, started.processor, started.family
+    encoder = family.encoder(processor)
     with accelerator.main_process_first():
         mixture = indexed(config, mixture, encoder)
-    planner, total_steps = build_planner(config, mixture, encoder, model.config, listed)
+    vision_cost = family.vision_cost(model.config)
+    planner, total_steps = build_planner(config, mixture, encoder, vision_cost, listed)
     state = _state(config, fingerprint, total_steps, origin)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
     noise = EmbeddingNoise(model.get_input_embeddings(), config.neftune_alpha)
-    wrapped = _prepare(model, config, accelerator)
-    optimizer = build_optimizer(model, config)
+    wrapped = _prepare(started, config, accelerator)
+    optimizer = build_optimizer(model, config, family.parts)
     if origin is not None:
         load_optimizer(origin, model, optimizer)
     loader = _loader(planner, config, accelerator, state.loader)
@@ -114,7 +118,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         optimizer=optimizer,
         noise=noise,
         guard=Guard(config.spike, optimizer, state.recent_losses),
-        sizes=_sizes(model),
+        sizes=_sizes(model) if config.lora is None else None,  # the formulas know no adapters
         peak_flops=_peak_flops(config, accelerator),
     )
     last: list[StepMetrics] = []
@@ -127,7 +131,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
             ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.loader.step)
             reporter = _reporter(config, state, accelerator, quiet)
-            reporter.say(_greeting(config, model, mixture, state, accelerator))
+            reporter.say(_greeting(config, started, mixture, state, accelerator))
 
         def log(metrics: StepMetrics) -> None:
             last[:] = [metrics]
@@ -139,7 +143,13 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
                 reporter.skipped(step, problem, ids)
 
         def gathered() -> Weights:
-            return gather(model, optimizer, keep=accelerator.is_main_process, copy=config.save_in_background)
+            return gather(
+                model,
+                optimizer,
+                keep=accelerator.is_main_process,
+                copy=config.save_in_background,
+                trained_only=config.lora is not None,
+            )
 
         def save(now: TrainerState) -> None:
             weights = gathered()
@@ -150,6 +160,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
                         config.out_dir,
                         weights=weights,
                         model=model,
+                        adapter=started.adapter,
                         processor=processor,
                         state=now,
                         keep_last=config.keep_last,
@@ -163,7 +174,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             fates=partial(_write_fates, config.out_dir, ledger, accelerator),
             save=save,
             skipped=skipped,
-            held_out_loss=_held_out(config, encoder, model.config, learner),
+            held_out_loss=_held_out(config, encoder, vision_cost, learner),
         )
         stack.enter_context(stop.on_sigterm())
         state = run_steps(learner, loader, state, config, hooks, stop)
@@ -172,13 +183,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         if model_dir is not None:
             weights = gathered()
             if accelerator.is_main_process:
-                save_model(
-                    model_dir,
-                    tensors=weights.model,
-                    model=model,
-                    processor=processor,
-                    dtype=config.save_dtype,
-                )
+                _save_final(model_dir, weights, started, config)
         accelerator.wait_for_everyone()
         if reporter is not None and ledger is not None:
             reporter.say(account(ledger.path).line())
@@ -197,11 +202,28 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     )
 
 
-def _prepare(
-    model: InfinityMMForConditionalGeneration, config: SftConfig, accelerator: Accelerator
-) -> nn.Module:
+def _save_final(target: Path, weights: Weights, started: Started, config: SftConfig) -> None:
+    """The whole model under the names of the checkpoint it came from, or its adapters where they are not merged."""
+    model, tensors, processor = started.model, weights.model, started.processor
+    base = Path(config.model.path) if config.model.path is not None else None
+    if config.lora is not None:
+        assert base is not None
+        if not config.lora.merge:
+            save_adapter(target, tensors=tensors, adapter=started.adapter, processor=processor)
+            return
+        model = lora.merged(started.family, base, checkpoints(config.out_dir)[-1])
+        tensors = dict(model.requires_grad_(False).state_dict(keep_vars=True))
+    # Our own model has names of its own, also where it was made of released weights.
+    names = tensor_names(base) if base is not None and started.family is not INFINITY_MM else set()
+    save_model(
+        target, tensors=tensors, model=model, processor=processor, dtype=config.save_dtype, names=names
+    )
+
+
+def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> nn.Module:
     """Freeze parts, choose the attention kernel, compile, move to the device; the model as processes share it."""
-    freeze(model, config)
+    model, family = started.model, started.family
+    freeze(model, config, family.parts, family.idle(model.config))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.model.attention is not None:
@@ -219,10 +241,11 @@ def _prepare(
                 where="optimizer: muon with an FSDP launch configuration",
                 fix="set optimizer: adamw, or launch with configs/accelerate/8gpu_bf16.yaml",
             )
-        shard(model, accelerator, bf16=config.precision == "bf16")
-        return model
+        module = family.trainable(model)
+        shard(module, accelerator, bf16=config.precision == "bf16")
+        return module
     model.to(accelerator.device)
-    return accelerator.prepare(model)
+    return accelerator.prepare(family.trainable(model))
 
 
 def _loader(planner: Planner, config: SftConfig, accelerator: Accelerator, state: LoaderState) -> RowLoader:
@@ -240,7 +263,7 @@ def _loader(planner: Planner, config: SftConfig, accelerator: Accelerator, state
 
 
 def _held_out(
-    config: SftConfig, encoder: Encoder, model_config: InfinityMMConfig, learner: Learner
+    config: SftConfig, encoder: RowEncoder, vision_cost: Callable[[int, int], int], learner: Learner
 ) -> Callable[[], float]:
     """Measures; the rows are read when it is first asked."""
     made: list[HeldOut] = []
@@ -259,7 +282,7 @@ def _held_out(
             )
             with learner.accelerator.main_process_first():
                 mixture = indexed(one_step, build_mixture(one_step.data), encoder)
-            planner, _ = build_planner(one_step, mixture, encoder, model_config, ())
+            planner, _ = build_planner(one_step, mixture, encoder, vision_cost, ())
             loader = _loader(planner, one_step, learner.accelerator, LoaderState())
             made.append(HeldOut(loader, config, learner.noise))
         return made[0].loss(learner.accelerator, learner.model)
@@ -335,18 +358,13 @@ def _write_fates(
             append_quarantine(out_dir / "quarantine.jsonl", listed)
 
 
-def _model(
-    config: SftConfig, mixture: Mixture, fingerprint: str
-) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor, Path | None]:
-    """(model, processor, checkpoint it goes on from)."""
+def _model(config: SftConfig, mixture: Mixture, fingerprint: str) -> tuple[Started, Path | None]:
+    """What is trained, and the checkpoint it goes on from."""
     saved = checkpoints(config.out_dir)
+    origin = saved[-1] if saved else config.schedule.branch_from
     if saved:
         refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)
-        return *load_model(saved[-1]), saved[-1]
-    branch = config.schedule.branch_from
-    if branch is not None:
-        return *load_model(branch), branch
-    return *start_model(config.model, mixture), None
+    return start_model(config.model, mixture, lora=config.lora, resumed=origin), origin
 
 
 def _state(config: SftConfig, fingerprint: str, total_steps: int, origin: Path | None) -> TrainerState:
@@ -398,15 +416,18 @@ def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) ->
 
 def _greeting(
     config: SftConfig,
-    model: InfinityMMForConditionalGeneration,
+    started: Started,
     mixture: Mixture,
     state: TrainerState,
     accelerator: Accelerator,
 ) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    family = started.family
+    trained = sum(p.numel() for p in started.model.parameters() if p.requires_grad)
+    rows = "packed rows" if family.packs else "one sample a row (packing is not proven for this family)"
     return (
         f"{'resuming at step ' + str(state.step) if state.step else 'starting'}: {state.total_steps} steps of "
         f"{config.global_batch_rows} rows x {config.row_tokens} tokens, {len(mixture)} samples an epoch, "
+        f"{family.model_type}, {rows}, "
         f"{trained / 1e6:.2f}M trained parameters, {config.precision}, {accelerator.num_processes} process(es) "
         f"on {accelerator.device}"
     )

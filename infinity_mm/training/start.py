@@ -6,28 +6,28 @@ data[] --build_source--> Mixture --texts--> tokenizer (from scratch only) --> mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
 from infinity_mm.data.measure import BAD_SAMPLE
 from infinity_mm.data.mixture import Mixture, WeightedSource
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import explain
+from infinity_mm.families import INFINITY_MM, family_of
+from infinity_mm.families.base import Family, Limits
 from infinity_mm.model.build import build_model
-from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.model.image_processor import InfinityMMImageProcessor
-from infinity_mm.model.load import load_model
-from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.parts import build_from_parts
-from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.model.vision_tower import VisionTower
-from infinity_mm.training.config import DataConfig, StartConfig, source_name
+from infinity_mm.training import lora as adapters
+from infinity_mm.training.config import DataConfig, LoraConfig, StartConfig, source_name
 
 
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
@@ -48,50 +48,51 @@ def build_mixture(data: Sequence[DataConfig], *, temperature: float = 1.0) -> Mi
     return Mixture(parts, temperature=temperature)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What a run trains."""
+
+    family: Family
+    model: Any
+    """A `PreTrainedModel`; adapters, if any, are in its layers. Typed loosely: its parts differ by family."""
+    processor: Any
+    adapter: Any = None
+    """peft's view of the same model, which saves the adapters alone."""
+
+
 def start_model(
-    start: StartConfig, mixture: Mixture
-) -> tuple[InfinityMMForConditionalGeneration, InfinityMMProcessor]:
-    """Model in float32 and processor, loaded or built; the same on every process."""
-    if start.build is not None:
+    start: StartConfig, mixture: Mixture, *, lora: LoraConfig | None = None, resumed: Path | None = None
+) -> Started:
+    """Model in float32 and processor, loaded or built, the same on every process; or those of checkpoint `resumed`."""
+    if start.build is not None and resumed is None:
         words = build_mixture(start.tokenizer.data) if start.tokenizer.data else mixture
         tokenizer = build_tokenizer(corpus(words, start.tokenizer.num_samples), start.tokenizer.vocab_size)
         model, processor = build_model(start.build, tokenizer)
         if start.vision_tower is not None:
             load_tower(model, Path(start.vision_tower))
-        return model, processor
-    if start.parts is not None:
-        return build_from_parts(start.parts)
+        return Started(family=INFINITY_MM, model=model, processor=processor)
+    if start.parts is not None and resumed is None:
+        model, processor = build_from_parts(start.parts)
+        return Started(family=INFINITY_MM, model=model, processor=processor)
+    if lora is None and resumed is not None:  # as it was saved, limits included
+        family, model, processor = load_family(resumed)
+        return Started(family=family, model=model, processor=processor)
     assert start.path is not None
-    model, processor = load_model(Path(start.path))
-    change_views(model.config, processor.image_processor, start)
-    return model, processor
+    options = {} if lora is None else adapters.base_options(lora)
+    family, model, processor = load_family(Path(start.path), convert=start.convert, **options)
+    family.limit(model, processor, limits_of(start))
+    if lora is None:
+        return Started(family=family, model=model, processor=processor)
+    adapter = adapters.load(model, resumed) if resumed else adapters.add(model, family, lora)
+    return Started(family=family, model=model, processor=processor, adapter=adapter)
 
 
-def change_views(config: InfinityMMConfig, images: InfinityMMImageProcessor, start: StartConfig) -> None:
-    """Cut images as `start` says from now on; both objects keep it, so that it is saved with the model."""
-    changes: dict[str, dict[str, Any]] = {
-        "uhd": {"scale_px": start.scale_px, "max_slices": start.max_slices},
-        "anyres": {
-            "grids": start.grids and [list(grid) for grid in start.grids],
-            "max_tiles": start.max_tiles,
-        },
-    }
-    for views, values in changes.items():
-        for key, value in values.items():
-            if value is None:
-                continue
-            if views != config.views:
-                raise explain(
-                    what=f"model.{key} is given, but the checkpoint cuts images by {config.views}",
-                    where="YAML section `model`",
-                    fix=f"use {' or '.join(changes[config.views])}",
-                )
-            setattr(config, key, value)
-            setattr(images, key, value)
-    config.view_config()  # impossible values fail here
+def limits_of(start: StartConfig) -> Limits:
+    """How large images may become from now on."""
+    return Limits(**{field.name: getattr(start, field.name) for field in fields(Limits)})
 
 
-def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
+def load_tower(model: PreTrainedModel, folder: Path) -> None:
     """Replace the weights of the model's vision tower by those of a trained tower of the same sizes."""
     if not (folder / "config.json").is_file():
         raise explain(
@@ -113,6 +114,20 @@ def load_tower(model: InfinityMMForConditionalGeneration, folder: Path) -> None:
             fix="give model.build the sizes of the tower's config.json",
         )
     tower.load_state_dict(trained)
+
+
+def load_family(
+    folder: Path, *, convert: bool = False, **options: Any
+) -> tuple[Family, PreTrainedModel, ProcessorMixin]:
+    """A checkpoint folder's family, its model in float32 unless `options` say otherwise, and its processor."""
+    if (folder / "adapter_config.json").is_file():
+        raise explain(
+            what=f"{folder} holds adapters alone",
+            where="model.path",
+            fix="train with lora.merge: true, or merge them with peft; model.path wants a whole model",
+        )
+    family = family_of(folder, convert=convert)
+    return family, *family.load(folder, **options)
 
 
 def corpus(mixture: Mixture, num_samples: int) -> Iterator[str]:

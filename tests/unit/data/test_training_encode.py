@@ -118,3 +118,11 @@ def test_places_and_images_must_agree() -> None:
 def test_a_conversation_must_end_with_an_answer() -> None:
     with pytest.raises(UserError, match="ending with assistant"):
         Encoder(processor()).encode(conversation("What?"), "causal")
+
+
+def test_our_own_model_writes_boxes_in_thousandths() -> None:
+    encoder = Encoder(processor())
+    sample = conversation("Where is <|region 0 0.5 0.25|>?", "<|region 0 0 0.1 0.5 1|>", images=1)
+    text = encoder.tokenizer.decode(encoder.encode(sample, "causal").layout.input_ids)
+    assert "Where is [500, 250]?" in text
+    assert "[0, 100, 500, 1000]<|im_end|>" in text

@@ -41,7 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> None:
     plain: dict[str, Any] = {
         "out_dir": tmp_path / "run",
-        "model": {"path": str(folder)},
+        "model": {"path": str(folder), "convert": folder.name == "transformers"},
         "data": [{"kind": DATA.kind, "options": DATA.options}],
         "row_tokens": 1024, "global_batch_rows": 1, "micro_batch_rows": 1, "window": 4, "num_workers": 0,
         "steps": 2, "save_every_steps": 1, "threads": 1,
@@ -62,8 +62,10 @@ def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_later_stage_may_cut_images_into_fewer_tiles(folder: Path) -> None:
-    start = StartConfig(path=str(folder), grids=((1, 1), (2, 1)), max_tiles=1)
-    model, processor = start_model(start, build_mixture([DATA]))
+    convert = folder.name == "transformers"
+    start = StartConfig(path=str(folder), convert=convert, grids=((1, 1), (2, 1)), max_tiles=1)
+    started = start_model(start, build_mixture([DATA]))
+    model, processor = started.model, started.processor
     assert model.config.view_config() == processor.image_processor.view_config()
     plan = plan_image(300, 100, model.config.view_config())
     assert isinstance(plan, AnyresPlan)
@@ -72,8 +74,8 @@ def test_a_later_stage_may_cut_images_into_fewer_tiles(folder: Path) -> None:
     sizes, same = load_sizes(folder)
     assert sizes.view_config() == load_model(folder)[0].config.view_config()
     assert same.schema == processor.schema
-    with pytest.raises(UserError, match="max_slices is given, but the checkpoint cuts images by anyres"):
-        start_model(StartConfig(path=str(folder), max_slices=2), build_mixture([DATA]))
+    with pytest.raises(UserError, match="max_slices is given, but a model that cuts images by anyres"):
+        start_model(StartConfig(path=str(folder), convert=convert, max_slices=2), build_mixture([DATA]))
 
 
 def test_the_engine_cuts_an_image_among_others_differently(folder: Path) -> None:

@@ -6,18 +6,22 @@ import pytest
 from toy_run import model_and_encoder, tiny_config
 
 from infinity_mm.errors import UserError
-from infinity_mm.training.optim import build_optimizer, freeze, part_of, set_lr
+from infinity_mm.families import INFINITY_MM
+from infinity_mm.families.base import part_of
+from infinity_mm.training.optim import build_optimizer, freeze, set_lr
+
+PARTS = INFINITY_MM.parts
 
 
 def test_every_parameter_belongs_to_one_part() -> None:
     model, _ = model_and_encoder()
-    assert {part_of(name) for name, _ in model.named_parameters()} == {
+    assert {part_of(name, PARTS) for name, _ in model.named_parameters()} == {
         "vision_tower",
         "connector",
         "language_model",
     }
     with pytest.raises(UserError, match=r"the parameter extra\.weight belongs to no known part"):
-        part_of("extra.weight")
+        part_of("extra.weight", PARTS)
 
 
 def test_norms_biases_and_embeddings_do_not_decay(tmp_path: Path) -> None:
@@ -28,7 +32,7 @@ def test_norms_biases_and_embeddings_do_not_decay(tmp_path: Path) -> None:
         connector={"lr": 0.2, "weight_decay": 0.5},
         language_model={"lr": 0.3, "weight_decay": 0.5},
     )
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, PARTS)
     names = {id(p): name for name, p in model.named_parameters()}
     decay = {names[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decay.keys() == set(names.values())
@@ -45,8 +49,8 @@ def test_parts_have_their_own_rates_and_frozen_ones_none(tmp_path: Path) -> None
     config = tiny_config(
         tmp_path, vision_tower={"freeze": True}, connector={"lr": 0.2}, language_model={"lr": 0.4}
     )
-    freeze(model, config)
-    optimizer = build_optimizer(model, config)
+    freeze(model, config, PARTS)
+    optimizer = build_optimizer(model, config, PARTS)
     set_lr(optimizer, 0.5)
     assert {(g["part"], g["lr"]) for g in optimizer.param_groups} == {
         ("connector", 0.1),

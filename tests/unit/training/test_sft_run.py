@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,12 @@ def test_bf16_really_multiplies_in_bf16_and_keeps_float32_weights(
     types: set[torch.dtype] = set()
     start_model = sft.start_model
 
-    def watched(*args: Any) -> Any:
-        model, processor = start_model(*args)
-        language_model: Any = model.model.language_model
+    def watched(*args: Any, **keys: Any) -> Any:
+        started = start_model(*args, **keys)
+        language_model: Any = started.model.model.language_model
         layer = language_model.layers[0].mlp.up_proj
         layer.register_forward_hook(lambda _m, _i, output: types.add(output.dtype))
-        return model, processor
+        return started
 
     monkeypatch.setattr(sft, "start_model", watched)
     train(tiny_config(tmp_path, precision="bf16", steps=4), quiet=True)
@@ -289,7 +290,11 @@ def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore")  # inside torch, many
-def test_compiled_layers_train_alike_and_keep_their_names(tmp_path: Path) -> None:
+def test_compiled_layers_train_alike_and_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced, but run as it is: making machine code takes a minute or two.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
     train(tiny_config(tmp_path / "compiled", compile=True, steps=3), quiet=True)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)

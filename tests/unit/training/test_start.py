@@ -35,7 +35,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_tower_of_the_folder_replaces_the_fresh_one(tower: Path) -> None:
-    model, _ = start_model(start(tower), build_mixture([DATA]))
+    model = start_model(start(tower), build_mixture([DATA])).model
     wanted = VisionTower.from_pretrained(tower).state_dict()
     own = model.model.vision_tower.state_dict()
     assert own.keys() == wanted.keys()
@@ -60,21 +60,22 @@ def test_a_tower_beside_a_checkpoint_is_refused(tower: Path) -> None:
 
 
 def test_a_checkpoint_may_go_on_without_slices(tmp_path: Path, tower: Path) -> None:
-    model, processor = start_model(start(tower), build_mixture([DATA]))
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    model, processor = start_model(StartConfig(path=str(tmp_path), max_slices=0), build_mixture([DATA]))
-    assert model.config.slice_config() == processor.image_processor.slice_config()
+    started = start_model(start(tower), build_mixture([DATA]))
+    started.model.save_pretrained(tmp_path)
+    started.processor.save_pretrained(tmp_path)
+    started = start_model(StartConfig(path=str(tmp_path), max_slices=0), build_mixture([DATA]))
+    model = started.model
+    assert model.config.slice_config() == started.processor.image_processor.slice_config()
     assert plan_slices(128, 128, model.config.slice_config()).grid is None
 
 
 def test_a_model_starts_from_parts(tmp_path: Path, tower: Path) -> None:
-    language, processor = start_model(start(tower), build_mixture([DATA]))
-    causal = Qwen2ForCausalLM(language.config.text_config)  # pyright: ignore[reportArgumentType]
+    language = start_model(start(tower), build_mixture([DATA]))
+    causal = Qwen2ForCausalLM(language.model.config.text_config)
     causal.save_pretrained(tmp_path)
-    processor.tokenizer.save_pretrained(tmp_path)
+    language.processor.tokenizer.save_pretrained(tmp_path)
     parts = PartsSpec(vision=str(tower), language=str(tmp_path), scale_px=64, connector="mlp")
-    model, _ = start_model(StartConfig(parts=parts), build_mixture([DATA]))
+    model = start_model(StartConfig(parts=parts), build_mixture([DATA])).model
     wanted = VisionTower.from_pretrained(tower).state_dict()
     assert all(
         torch.equal(weight, wanted[name]) for name, weight in model.model.vision_tower.state_dict().items()

@@ -1,0 +1,84 @@
+"""Boxes and points as text, in the form each model family was taught.
+
+    "left of <|region 0 0.1 0.2 0.3 0.4|>" --write_regions(notations' grid, frames)--> "left of [100, 200, 300, 400]"
+
+Data holds coordinates from 0 to 1 of the upright original, because one family counts pixels of the resized image and
+another thousandths. The written number is the nearest on the family's grid: never off by more than half a unit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infinity_mm.errors import explain
+from infinity_mm.record import Region
+
+Frame = tuple[int, int]
+"""(width, height) in pixels, of the resized image a family counts in."""
+
+_MARKER = re.compile(r"<\|region (\d+)((?: [01](?:\.\d+)?){2}(?:(?: [01](?:\.\d+)?){2})?)\|>")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notation:
+    """How one family writes a box and a point."""
+
+    box: str
+    """Text with four `{}`: left, top, right, bottom."""
+    point: str
+    """Text with two `{}`: x, y."""
+    grid: int | None
+    """Units a side has; None counts pixels of the frame."""
+    fraction: bool = False
+    """Write units as a decimal fraction of the side, with the digits that the grid needs."""
+
+    def write(self, coords: Sequence[float], frame: Frame) -> str:
+        """The text of a box (four numbers) or a point (two), each 0 to 1."""
+        units = [round(value * side) for value, side in zip(coords, self._sides(frame) * 2)]
+        texts = [str(unit) for unit in units]
+        if self.fraction:
+            assert self.grid is not None
+            digits = len(str(self.grid)) - 1
+            texts = [f"{unit / self.grid:.{digits}f}" for unit in units]
+        before, *after = (self.box if len(coords) == 4 else self.point).split("{}")
+        return before + "".join(number + text for number, text in zip(texts, after, strict=True))
+
+    def read(self, text: str, frame: Frame) -> tuple[float, ...]:
+        """The coordinates, 0 to 1, of what `write` wrote; raises UserError for other text."""
+        for form, count in ((self.box, 4), (self.point, 2)):
+            pattern = re.escape(form).replace(re.escape("{}"), f"({_NUMBER.pattern})")
+            if found := re.fullmatch(pattern, text.strip()):
+                sides = (1, 1) if self.fraction else self._sides(frame)
+                return tuple(float(n) / side for n, side in zip(found.groups(), sides * (count // 2)))
+        raise explain(
+            what=f"{text!r} is no box or point in this notation",
+            where="Notation.read",
+            fix=f"expected {self.box} or {self.point}",
+        )
+
+    def _sides(self, frame: Frame) -> tuple[int, int]:
+        return frame if self.grid is None else (self.grid, self.grid)
+
+
+def region_marker(region: Region) -> str:
+    """How a box or point stands in a message's text until the family is known; `region.index` counts the images."""
+    return f"<|region {region.index} {' '.join(f'{value:.6f}' for value in region.coords)}|>"
+
+
+def write_regions(text: str, notation: Notation, frames: Sequence[Frame]) -> str:
+    """`text` with every marker written in `notation`; raises UserError for a marker of an image that is not there."""
+
+    def written(marker: re.Match[str]) -> str:
+        index = int(marker[1])
+        if index >= len(frames):
+            raise explain(
+                what=f"{marker[0]} speaks of image {index}, but there are {len(frames)} images",
+                where="a message's text",
+                fix="count images from 0",
+            )
+        return notation.write([float(value) for value in marker[2].split()], frames[index])
+
+    return _MARKER.sub(written, text)

@@ -1,0 +1,63 @@
+"""A stock family on two processes, also sharded, of which one has a text and the other a picture in the same step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "unit" / "families"))
+
+from tiny_families import THREE, write_checkpoint  # noqa: E402
+
+
+def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    source = {
+        "kind": "llava_json",
+        "options": {"path": str(folder / "data.json"), "image_folder": str(folder)},
+    }
+    config = {
+        "out_dir": str(folder / f"out{num_processes}{len(environment)}"),
+        "model": {"path": str(folder / "start")},
+        "data": [source],
+        "row_tokens": 44,  # one sample a row
+        "global_batch_rows": 2,
+        "micro_batch_rows": 1,
+        "window": 3,
+        "steps": 3,
+        "schedule": {"name": "constant"},
+        "num_workers": 0,
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, *launcher, "train/sft.py", "--config", str(folder / "config.yaml")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{num_processes} process(es)" in done.stdout.replace("\n", " ")
+    lines = (folder / f"out{num_processes}{len(environment)}" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.mark.integration
+def test_two_processes_with_and_without_pictures_compute_the_losses_of_one(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_vl", tmp_path / "start")
+    rows = []
+    for c in THREE:
+        names = [f"{c.id}{i}.png" for i in range(len(c.images))]
+        for name, image in zip(names, c.images):
+            image.save(tmp_path / name)
+        texts = [{"from": {"user": "human", "assistant": "gpt"}[m.role], "value": m.text} for m in c.messages]
+        rows.append({"id": c.id, "image": names, "conversations": texts})
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    one = train(tmp_path, 1)
+    assert train(tmp_path, 2) == pytest.approx(one, abs=1e-4)
+    assert train(tmp_path, 2, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2") == pytest.approx(one, abs=1e-4)
