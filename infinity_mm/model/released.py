@@ -101,8 +101,6 @@ class _Release:
 
     config: InfinityMMConfig
     """Without token ids, which the tokenizer knows."""
-    prefixes: Mapping[str, tuple[str, ...]]
-    """`LLAVA_NEXT` or `TRANSFORMERS`."""
     image_token_id: int | None
     """Of the checkpoint's own image token; None where it has none, as in LLaVA-NeXT."""
     normalisation: dict[str, Any]
@@ -112,7 +110,7 @@ class _Release:
 def is_released(folder: Path) -> bool:
     """Whether `config.json` in `folder` is that of a released checkpoint in one of the two namings."""
     raw = _raw_config(folder)
-    return raw.get("model_type") == "llava_onevision" or "mm_vision_tower" in raw
+    return raw.get("model_type") == "llava_onevision" or _is_llava_next(raw)
 
 
 def load_released(
@@ -122,22 +120,33 @@ def load_released(
 
     Raises UserError for a configuration we have no equal for, and for unknown, missing or misshapen tensors.
     """
+    config, processor = read_released(folder)
+    model = _load(folder, config, LLAVA_NEXT if _is_llava_next(_raw_config(folder)) else TRANSFORMERS, dtype)
+    num_tokens = len(processor.tokenizer)
+    if num_tokens > cast(PreTrainedConfig, config.text_config).vocab_size:
+        model.resize_token_embeddings(num_tokens)
+    model.generation_config = _generation_config(processor.tokenizer)
+    return model, processor
+
+
+def read_released(folder: Path) -> tuple[InfinityMMConfig, InfinityMMProcessor]:
+    """Configuration, in our terms, and processor of a released checkpoint, without its weights."""
     raw = _raw_config(folder)
-    release = _from_llava_next(raw, folder) if "mm_vision_tower" in raw else _from_transformers(folder)
+    release = _from_llava_next(raw, folder) if _is_llava_next(raw) else _from_transformers(folder)
     tokenizer, image_token = _tokenizer(folder, release.image_token_id)
     config = release.config
     config.image_token_id = tokenizer.get_vocab()[image_token]
-    model = _load(folder, config, release.prefixes, dtype)
-    if len(tokenizer) > cast(PreTrainedConfig, config.text_config).vocab_size:
-        model.resize_token_embeddings(len(tokenizer))
-    model.generation_config = _generation_config(tokenizer)
     processor = InfinityMMProcessor(
         image_processor=InfinityMMImageProcessor.from_config(config, **release.normalisation),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
         image_token=image_token,
     )
-    return model, processor
+    return config, processor
+
+
+def _is_llava_next(raw: dict[str, Any]) -> bool:
+    return "mm_vision_tower" in raw
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
@@ -195,7 +204,6 @@ def _from_transformers(folder: Path) -> _Release:
             pinpoints=[(width, height) for height, width in cast(Any, theirs.image_grid_pinpoints)],
             folder=folder,
         ),
-        prefixes=TRANSFORMERS,
         image_token_id=theirs.image_token_id,
         normalisation={"image_mean": images.image_mean, "image_std": images.image_std},
     )
@@ -229,7 +237,6 @@ def _from_llava_next(raw: dict[str, Any], folder: Path) -> _Release:
             pinpoints=_pinpoints(raw["image_grid_pinpoints"], cast(int, vision.image_size)),
             folder=folder,
         ),
-        prefixes=LLAVA_NEXT,
         image_token_id=None,
         normalisation={},
     )

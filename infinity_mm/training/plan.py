@@ -26,6 +26,7 @@ from infinity_mm.data.plan import Planner
 from infinity_mm.model.configuration import InfinityMMConfig
 from infinity_mm.model.cross_entropy import CHUNK_LOGITS
 from infinity_mm.model.flops import ModelSizes, model_sizes
+from infinity_mm.model.load import load_sizes
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.training.config import SftConfig, StartConfig
@@ -120,7 +121,7 @@ def _sizes_only(config: SftConfig) -> tuple[InfinityMMConfig, InfinityMMProcesso
     if start.path is None:
         model, processor = start_model(start, build_mixture(config.data))
         return model.config, processor
-    return InfinityMMConfig.from_pretrained(Path(start.path)), InfinityMMProcessor.from_pretrained(start.path)
+    return load_sizes(Path(start.path))
 
 
 def _plan(stage: Stage, model_config: InfinityMMConfig, processor: InfinityMMProcessor) -> StagePlan:

@@ -15,7 +15,7 @@ from infinity_mm.engines.base import Failure, Reply, Request
 from infinity_mm.engines.transformers import TransformersSpec
 from infinity_mm.errors import UserError
 from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
-from infinity_mm.model.load import load_model
+from infinity_mm.model.load import load_model, load_sizes
 from infinity_mm.record import ImageSlot, Text, Turn
 from infinity_mm.training.config import DataConfig, SftConfig, StartConfig
 from infinity_mm.training.sft import train
@@ -69,6 +69,9 @@ def test_a_later_stage_may_cut_images_into_fewer_tiles(folder: Path) -> None:
     assert isinstance(plan, AnyresPlan)
     assert plan.grid == (2, 1)
     assert (plan.unpadded, plan.shrunk) == ((14, 5), (11, 4))
+    sizes, same = load_sizes(folder)
+    assert sizes.view_config() == load_model(folder)[0].config.view_config()
+    assert same.schema == processor.schema
     with pytest.raises(UserError, match="max_slices is given, but the checkpoint cuts images by anyres"):
         start_model(StartConfig(path=str(folder), max_slices=2), build_mixture([DATA]))
 
