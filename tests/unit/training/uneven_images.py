@@ -35,4 +35,5 @@ for way in ("ddp", "fsdp"):
         largest = max(largest, float((grad - wanted[name]).abs().max()))
     if accelerator.is_main_process:
         print(way, largest)
+accelerator.wait_for_everyone()  # nobody may leave while another still sums
 accelerator.end_training()
