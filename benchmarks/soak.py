@@ -160,14 +160,17 @@ def report(folder: Path, steps: int, broken: set[str], ends: Counter, seconds: f
     from infinity_mm.data.ledger import account
     from infinity_mm.data.loader import LoaderConfig, LoaderState, RowLoader
     from infinity_mm.data.quarantine import read_quarantine
+    from infinity_mm.families.infinity_mm import INFINITY_MM
+    from infinity_mm.model.load import load_model
     from infinity_mm.record import digest
     from infinity_mm.training.mixing import build_planner
-    from infinity_mm.training.start import build_mixture, load_model
+    from infinity_mm.training.start import build_mixture
 
     run = folder / "run"
     config = config_of(folder, steps)
     model, processor = load_model(run / "model")
-    planner, _ = build_planner(config, build_mixture(config.data), Encoder(processor), model.config, [])
+    vision_cost = INFINITY_MM.vision_cost(model.config)
+    planner, _ = build_planner(config, build_mixture(config.data), Encoder(processor), vision_cost, [])
     rows = LoaderConfig(global_batch_rows=config.global_batch_rows, micro_batch_rows=1, num_workers=0)
     loader = RowLoader(planner, rows, state=LoaderState())
     expected, used, bad = [], Counter(), Counter()

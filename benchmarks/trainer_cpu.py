@@ -43,11 +43,11 @@ from infinity_mm.data.encode import IGNORE, Encoded, Encoder
 from infinity_mm.data.packing import best_fit
 from infinity_mm.data.sources import ParquetSource
 from infinity_mm.model.build import NANO, ModelSpec, build_model
+from infinity_mm.model.load import load_model
 from infinity_mm.model.tokenizer import build_tokenizer
 from infinity_mm.training import sft
 from infinity_mm.training.checkpoint import read_state
 from infinity_mm.training.config import SftConfig
-from infinity_mm.training.start import load_model
 
 SIZES = {
     "2b": ModelSpec(

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "unit" / "families"))
 
-from tiny_families import THREE, write_checkpoint  # noqa: E402
+from tiny_families import THREE, write_checkpoint  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
