@@ -34,8 +34,8 @@ class Limits:
     """Side of the square whose area one view may have."""
     max_slices: int | None = None
     """Most slices or tiles of an image, the overview not counted."""
-    grids: tuple[tuple[int, int], ...] | None = None
-    """(columns, rows) of tiles an image may be cut into."""
+    max_grid: int | None = None
+    """Side of the largest grid of tiles an image may be cut into; 0 for none."""
     max_tiles: int | None = None
     """Cap of feature maps, in tiles."""
     min_pixels: int | None = None

@@ -18,6 +18,7 @@ from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
+from infinity_mm.vision.anyres import square_grids
 
 
 @final
@@ -64,13 +65,15 @@ class InfinityMM:
 
 def change_views(config: InfinityMMConfig, images: InfinityMMImageProcessor, limits: Limits) -> None:
     """Cut images as `limits` say from now on; both objects keep it, so that it is saved with the model."""
-    places = {"uhd": ("scale_px", "max_slices"), "anyres": ("grids", "max_tiles")}
+    places = {"uhd": ("scale_px", "max_slices"), "anyres": ("max_grid", "max_tiles")}
     limits.only(f"a model that cuts images by {config.views}", *places[config.views])
     for key in places[config.views]:
         value = getattr(limits, key)
-        if value is not None:
-            for keeper in (config, images):
-                setattr(keeper, key, [list(grid) for grid in value] if key == "grids" else value)
+        for keeper in (config, images):
+            if value is not None and key == "max_grid":
+                keeper.grids = [list(grid) for grid in square_grids(value)]
+            elif value is not None:
+                setattr(keeper, key, value)
     config.view_config()  # impossible values fail here
 
 

@@ -72,9 +72,9 @@ class StartConfig:
     max_slices: int | None = None
     """Used with `path` only, for a model with `views: uhd`: most slices of an image from now on, 0 for the overview
     alone; None keeps the checkpoint's."""
-    grids: tuple[tuple[int, int], ...] | None = None
-    """Used with `path` only, for a model with `views: anyres`: (columns, rows) of tiles an image may be cut into from
-    now on."""
+    max_grid: int | None = None
+    """Used with `path` only, for a model with `views: anyres`: an image may be cut into grids of 1x1 to so many tiles
+    squared from now on; 0 for the base view alone."""
     max_tiles: int | None = None
     """Used with `path` only, for a model with `views: anyres`: the cap of its feature maps from now on, in tiles."""
     min_pixels: int | None = None

@@ -24,7 +24,7 @@ _SHRINK_ABOVE = 1.1
 
 
 def square_grids(side: int) -> tuple[tuple[int, int], ...]:
-    """Every grid from 1x1 to `side` x `side`, in the order of the released configurations."""
+    """Every grid from 1x1 to `side` x `side`, in the order of the released configurations; none for 0."""
     return tuple((columns, rows) for rows in range(1, side + 1) for columns in range(1, side + 1))
 
 
@@ -42,7 +42,8 @@ class AnyresConfig:
     align_px: int | None = None
     """One token stands for one `align_px` square. None means `patch_px`."""
     grids: Sequence[tuple[int, int]] = square_grids(6)
-    """(columns, rows) of tiles that an image may be cut into; of equally good ones the first is taken."""
+    """(columns, rows) of tiles that an image may be cut into; of equally good ones the first is taken. Empty: an image
+    is its base view alone."""
     max_tiles: int = 9
     """The stitched feature map is shrunk to about this many tiles' worth of tokens (`anyres_max_9`)."""
 
@@ -60,9 +61,9 @@ class AnyresConfig:
                 where=where,
                 fix="set tile_px to the vision tower's image_size, usually 384",
             )
-        if not self.grids or any(len(grid) != 2 or min(grid) < 1 for grid in self.grids):
+        if any(len(grid) != 2 or min(grid) < 1 for grid in self.grids):
             raise explain(
-                what=f"grids={list(self.grids)} names no grid, or one without a tile",
+                what=f"grids={list(self.grids)} names a grid without a tile",
                 where=where,
                 fix="list (columns, rows) pairs of at least 1x1",
             )
@@ -94,7 +95,7 @@ class AnyresPlan:
     image_size: tuple[int, int]
     """The image's own size."""
     grid: tuple[int, int] | None
-    """(columns, rows) of tiles; None for an image among others, which is padded to a square and has no tiles."""
+    """(columns, rows) of tiles; None for an image that has none: it is padded to a square and seen once."""
     resized_size: tuple[int, int]
     """The image's size inside the tiles, or inside the square, before padding."""
     unpadded: tuple[int, int]
@@ -153,7 +154,7 @@ def plan_anyres(width: int, height: int, config: AnyresConfig, *, alone: bool = 
         )
     sizes = {"tile_px": config.tile_px, "patch_px": config.patch_px, "cell_px": config.cell_px}
     side = config.tile_cells
-    if not alone:
+    if not alone or not config.grids:
         return AnyresPlan(
             image_size=(width, height), grid=None, resized_size=(width, height),
             unpadded=(side, side), shrunk=(side, side), **sizes,

@@ -63,7 +63,7 @@ def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> N
 
 def test_a_later_stage_may_cut_images_into_fewer_tiles(folder: Path) -> None:
     convert = folder.name == "transformers"
-    start = StartConfig(path=str(folder), convert=convert, grids=((1, 1), (2, 1)), max_tiles=1)
+    start = StartConfig(path=str(folder), convert=convert, max_grid=2, max_tiles=1)
     started = start_model(start, build_mixture([DATA]))
     model, processor = started.model, started.processor
     assert model.config.view_config() == processor.image_processor.view_config()

@@ -141,8 +141,8 @@ def rates(stage: Stage) -> dict[str, float]:
 def test_the_aquila_preset_has_the_papers_stages() -> None:
     stages = load_stages(CONFIGS / "aquila_vl_2b" / "curriculum.yaml")
     assert [s.name for s in stages] == ["stage_1", "stage_2a", "stage_2b", "stage_2c", "stage_3", "stage_4"]
-    assert [len(s.config.model.grids or ()) for s in stages] == [1, 4, 9, 16, 36, 36]
-    assert [s.config.model.max_tiles for s in stages] == [1, 4, 5, 6, 9, 9]
+    assert [s.config.model.max_grid for s in stages] == [0, 2, 3, 4, 6, 6]
+    assert [s.config.model.max_tiles for s in stages] == [None, 4, 5, 6, 9, 9]
     assert rates(stages[0]) == {"connector": 1e-3}
     everything = {"vision_tower": 2e-6, "connector": 1e-5, "language_model": 1e-5}
     assert all(rates(stage) == everything for stage in stages[1:])

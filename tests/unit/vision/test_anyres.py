@@ -149,7 +149,6 @@ def test_a_picture_of_another_size_than_planned_is_refused() -> None:
     [
         ({"tile_px": 10}, "smaller than one cell"),
         ({"align_px": 20}, "not a positive multiple"),
-        ({"grids": []}, "names no grid"),
         ({"grids": [(0, 1)]}, "without a tile"),
         ({"max_tiles": 0}, "below 1"),
     ],
@@ -157,6 +156,11 @@ def test_a_picture_of_another_size_than_planned_is_refused() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         AnyresConfig(**settings)
+
+
+def test_without_grids_an_image_is_its_base_view_and_a_newline() -> None:
+    plan = plan_anyres(640, 480, AnyresConfig(grids=square_grids(0)))
+    assert (plan.grid, len(plan.views), plan.num_tokens) == (None, 1, 730)
 
 
 def test_an_image_without_area_is_refused() -> None:
