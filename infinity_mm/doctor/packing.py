@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
+from infinity_mm.engines.model_files import model_folder
 from infinity_mm.model.attention import BACKENDS, VARLEN, varlen_problem
 from infinity_mm.model.load import load_model
 from infinity_mm.model.processor import InfinityMMProcessor
@@ -47,10 +48,14 @@ class PackingResult:
 
 
 def check_packing(checkpoint: str, backends: Sequence[str] = BACKENDS) -> list[PackingResult]:
-    """The control and every backend, in float32 on a CPU and in bfloat16 on a GPU."""
+    """The control and every backend, in float32 on a CPU and in bfloat16 on a GPU.
+
+    `checkpoint` is a folder, a shipped name or a Hub id.
+    """
+    disable_progress_bar()  # of transformers: loading takes a moment
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    loaded, processor = load_model(Path(checkpoint), dtype=dtype)
+    loaded, processor = load_model(model_folder(checkpoint, None), dtype=dtype)
     model: Any = loaded
     model.to(device).eval()
     rows = [_row(processor, changed, device) for changed in range(_NUM_SAMPLES + 1)]

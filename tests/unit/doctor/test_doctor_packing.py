@@ -71,7 +71,7 @@ def test_a_leak_is_found(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a checkpoint folder"):
+    with pytest.raises(UserError, match="there is no model in"):
         check_packing(str(tmp_path))
 
 
