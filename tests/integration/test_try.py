@@ -156,7 +156,14 @@ def test_ctrl_c_leaves_a_page_of_what_is_there_and_the_same_command_goes_on(tmp_
         server.is_holding = True  # one picture is under way when Ctrl-C comes, however fast the machine
         command = [BIN / "infinity-mm", "try", str(photos), "--endpoint", server.url]
         command += ["--model", "test/vlm-7b", "--out", str(tmp_path / "out"), "--no-open", "--json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # In the background of a script SIGINT is ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         deadline = time.monotonic() + 120
         entries = tmp_path / "out" / "run" / "manifest" / "journeys"
         while not list(entries.glob("*/*.json")) and time.monotonic() < deadline:
