@@ -76,6 +76,7 @@ class SynthConfig(JourneyConfig):
                 teacher=self.engines.teacher.spec(),
                 judge=None if judge is None else judge.spec(),
                 tree=self.plan.tree,
+                images_per_sample=max((s.images_per_sample for s in self.read.sources), default=1),
             ),
             DedupPass(config=self.dedup),
             PublishPass(config=self.publish),

@@ -91,8 +91,12 @@ def row(sample: Sample, pairs: Sequence[Sample], images: ImageReader) -> dict[st
 
 
 def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
-    """Where images and turns come from; nothing in it depends on the machine."""
-    return {
+    """Where images and turns come from; nothing in it depends on the machine.
+
+    Turns that no pair made came with the image; `source_turns` of them stand first.
+    """
+    came_with = len(sample.turns) - 2 * len(pairs)
+    return ({"source_turns": came_with} if came_with else {}) | {
         "images": [
             {"sha256": i.sha256, "source": i.source, "licence": i.licence, "page": i.page}
             for i in sample.images
