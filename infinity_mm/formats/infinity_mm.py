@@ -201,7 +201,7 @@ def members(file: BinaryIO) -> Iterator[tuple[str, str, Span | BadRow]]:
             if member.isdir():
                 continue
             num_members += 1
-            key, suffix, problem = _name(member)
+            key, suffix, problem = name_of(member)
             if problem is None and member.size > MAX_IMAGE_BYTES:
                 problem = BadRow("file_too_large", f"{member.size} bytes, limit {MAX_IMAGE_BYTES}")
             if problem is None and member.offset_data + member.size > num_bytes:
@@ -221,7 +221,7 @@ def members(file: BinaryIO) -> Iterator[tuple[str, str, Span | BadRow]]:
         yield "", "", BadRow("empty_file", "a tar without members")
 
 
-def _name(member: tarfile.TarInfo) -> tuple[str, str, BadRow | None]:
+def name_of(member: tarfile.TarInfo) -> tuple[str, str, BadRow | None]:
     """Key and suffix as WebDataset cuts them, at the first dot of the last part of the path."""
     name = member.name
     path = PurePosixPath(name)

@@ -8,6 +8,7 @@ Reads one unit at a time; only the ledgers are read whole. What a run did not re
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +34,7 @@ from infinity_mm.runtime.run import Run
 from infinity_mm.storage.journal import find_entries
 from infinity_mm.storage.manifest import Entry, entries, read_object
 from infinity_mm.storage.shards import read_jsonl
+from infinity_mm.synth.ids import is_source
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 from infinity_mm.taxonomy.mapping import TypeMapping
 from infinity_mm.taxonomy.plan_pass import MAPPING_FILE, PLAN_FILE
@@ -40,6 +42,7 @@ from infinity_mm.taxonomy.plan_pass import MAPPING_FILE, PLAN_FILE
 NOT_RECORDED = "not recorded"
 _MOST_MATCHES = 10
 _MOST_FAILURES = 16
+_WEIGHTS = re.compile(r"\b[0-9a-f]{32,64}\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +81,15 @@ def trace_sample(run: Run, text: str) -> dict[str, Any]:
     run_file = run_json(run)
     config = run_file.get("config", {})
     image = image_id(id_)
+    plan, calls = _plan(run, id_, sample, config), _calls(run, sample, config)
     return {
         "run": _run_facts(run, run_file),
         "sample": id_,
         "image": _image(run, sample, image, chain, family, config),
-        "plan": _plan(run, id_, sample, config),
+        "plan": plan,
         "made": _content(sample),
-        "calls": _calls(run, sample, config),
+        "parts": _parts(sample, family, plan, calls, config),
+        "calls": calls,
         "judgement": _judgement(sample, config),
         "lineage": [{"id": one, "fates": _plain_lines(family.lines, one)} for one in reversed(chain)],
         "detail": record.get("detail", ""),
@@ -126,6 +131,45 @@ def _run_facts(run: Run, run_file: Mapping[str, Any]) -> dict[str, Any]:
         "versions": run_file.get("versions", NOT_RECORDED),
         "passes": [manifest.pass_name for manifest in committed_passes(run)],
     }
+
+
+def _parts(
+    sample: Mapping[str, Any] | None,
+    family: _Family,
+    plan: list[dict[str, Any]] | str,
+    calls: list[dict[str, Any]] | str,
+    config: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """What a conversation was merged from, in order: each pair with its type, calls, scores and rewrites."""
+    if sample is None or not sample.get("turns") or is_source(sample["id"]):
+        return []
+    parts: list[dict[str, Any]] = []
+    for id_ in sample["parents"]:
+        if is_source(id_):
+            num_pairs = sum(not is_source(parent) for parent in sample["parents"])
+            parts.append({"id": id_, "from": "source", "turns": len(sample["turns"]) - 2 * num_pairs})
+            continue
+        pair = _record(id_, family).get("sample")
+        number = id_.partition(".")[2].partition(".")[0]
+        why = (
+            [question for question in plan if question["question"] == number]
+            if isinstance(plan, list)
+            else []
+        )
+        keys = {call["key"] for call in pair["calls"]} if pair else set()
+        parts.append(
+            {
+                "id": id_,
+                "from": "synthesis",
+                "plan": why or NOT_RECORDED,
+                "made": _content(pair),
+                "judgement": _judgement(pair, config),
+                "calls": [call for call in calls if call["key"] in keys]
+                if isinstance(calls, list)
+                else calls,
+            }
+        )
+    return parts
 
 
 def _resolve_id(run: Run, text: str) -> str:
@@ -268,6 +312,12 @@ def _record(id_: str, family: _Family) -> Mapping[str, Any]:
     """Its own record; of a question that went on, which has none, what its pairs carry on of it."""
     if id_ in family.records:
         return family.records[id_]
+    if is_source(id_):  # it is the image's own record, with the conversation that came with it
+        return (
+            {"sample": {**record["sample"], "id": id_}}
+            if (record := family.records.get(image_id(id_)))
+            else {}
+        )
     for child, record in sorted(family.records.items()):
         if ".q" in id_ and child.startswith(f"{id_}.") and record["sample"]:
             calls = [call for call in record["sample"]["calls"] if call["stage"] in ("ask", "check")]
@@ -302,8 +352,14 @@ def _image(
     return facts | {
         "images": [{k: v for k, v in ref.items() if v is not None} for ref in sample["images"]],
         "tags": tags if tags is not None else NOT_RECORDED,
-        "tagger": config.get("tagger", NOT_RECORDED),
+        "tagger": "came with the image" if _tags_came(family) else config.get("tagger", NOT_RECORDED),
     }
+
+
+def _tags_came(family: _Family) -> bool:
+    """Whether the source had tags: then no tagger was asked."""
+    records = [one for one in family.records.values() if one["pass"] == "read" and one["sample"]]
+    return any(one["sample"]["tags"] is not None for one in records)
 
 
 def _plan(
@@ -396,7 +452,8 @@ def _calls(
     return [
         {
             **call,
-            "settings": _settings(call["stage"], config),
+            "settings": (settings := _settings(call["stage"], config)),
+            "revision": _revision(call["model"], settings["engine"]),
             "prompt_text": prompts.get(call["prompt"].rpartition("/")[2], "not recorded: only its name and hash are"),
             "reply": said.get(call["key"], NOT_RECORDED),
             "failures": [
@@ -419,6 +476,14 @@ def _settings(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "role": role,
         "engine": {name: value for name, value in engine.items() if value is not None},
     }
+
+
+def _revision(model: str, engine: Mapping[str, Any]) -> str:
+    """What pins the weights: the configured revision, or their hash in the fingerprint; `unpinned` if neither does."""
+    if engine.get("revision"):
+        return str(engine["revision"])
+    found = _WEIGHTS.search(model)
+    return f"weights {found[0]}" if found else "unpinned"
 
 
 def _prompt_texts(config: Mapping[str, Any]) -> dict[str, str]:
@@ -451,6 +516,7 @@ def _judgement(sample: Mapping[str, Any] | None, config: Mapping[str, Any]) -> d
     return {
         "answers": steps,
         "decision": sample.get("decision"),
+        "labels": {label["name"]: label["value"] for label in sample.get("labels", ())},
         "policy": settings or NOT_RECORDED,
         "rewritten": bool(sample["previous"]),
     }

@@ -148,7 +148,10 @@ _REASONS = {
 
 
 def read_uri(uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-    """The bytes at a path or URL, or in a span of one; raises `BadImage` for what cannot be read or is larger than `max_bytes`."""
+    """The bytes at a path or URL, or in a span of one.
+
+    Raises `BadImage` for what cannot be read or is larger than `max_bytes`.
+    """
     try:
         url, span = split_span(uri)
         if span is not None:

@@ -76,5 +76,7 @@ class CocoSource(FromTheWorld):
         seen.add(id_)
         if not isinstance(name, str) or not name:
             raise BadRow("image_not_a_string", f"file_name is {name!r}"[:200])
-        turns = caption_turns([one["caption"] for one in captions.get(id_, [])] if self.use_conversations else [])
+        turns = caption_turns(
+            [one["caption"] for one in captions.get(id_, [])] if self.use_conversations else []
+        )
         return image_path(name, root), turns

@@ -27,7 +27,16 @@ class SourceConfig:
     """One place that images come from. A key that its kind does not use is refused."""
 
     kind: Literal[
-        "folder", "files", "llava", "coco", "parquet", "webdataset", "infinity_mm", "urls", "pdf", "windtunnel"
+        "folder",
+        "files",
+        "llava",
+        "coco",
+        "parquet",
+        "webdataset",
+        "infinity_mm",
+        "urls",
+        "pdf",
+        "windtunnel",
     ]
     name: str | None = None
     """Unique in the run; part of every item's id, so renaming a source renames its items. Default: the kind."""
@@ -102,7 +111,8 @@ class SourceConfig:
             )
         if min(self.max_images, self.max_bytes, self.timeout_s, self.dpi) < 1 or not self.content_types:
             raise self._wrong(
-                "max_images, max_bytes, timeout_s, dpi and content_types leave nothing", "set each to 1 or more"
+                "max_images, max_bytes, timeout_s, dpi and content_types leave nothing",
+                "set each to 1 or more",
             )
 
     @property

@@ -82,14 +82,14 @@ def _get(url: str, limits: Limits, deadline: float) -> bytes | str:
         path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
         headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "infinity-mm"}
         connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        if response.status in _REDIRECTS:
-            if not (location := response.getheader("Location")):
-                raise BadImage("bad_redirect", "no Location")
-            return location
-        if response.status != 200:
-            raise BadImage(f"http_{response.status}", response.reason[:200])
-        body = _body(response, limits)
+        with contextlib.closing(connection.getresponse()) as response:
+            if response.status in _REDIRECTS:
+                if not (location := response.getheader("Location")):
+                    raise BadImage("bad_redirect", "no Location")
+                return location
+            if response.status != 200:
+                raise BadImage(f"http_{response.status}", response.reason[:200])
+            body = _body(response, limits)
         _left(deadline)  # a body without a length ends where the line is cut
         return body
     except BadImage:
@@ -116,7 +116,12 @@ def _checked(url: str) -> SplitResult:
         raise BadImage("bad_url", f"{error}"[:200]) from error
     if parts.scheme not in ("http", "https"):
         raise BadImage("bad_url", f"scheme {parts.scheme!r}; http and https are fetched"[:200])
-    if not host or parts.username is not None or not url.isascii() or any(c <= " " or c == "\x7f" for c in url):
+    if (
+        not host
+        or parts.username is not None
+        or not url.isascii()
+        or any(c <= " " or c == "\x7f" for c in url)
+    ):
         raise BadImage("bad_url", "no host, a user name, or characters that a URL must escape")
     return parts
 
@@ -164,7 +169,7 @@ def _body(response: http.client.HTTPResponse, limits: Limits) -> bytes:
             raise BadImage("file_too_large", f"more than {limits.max_bytes} bytes")
         chunks.append(chunk)
     if expected is not None and size != expected:
-        raise BadImage("unreachable", f"{size} of {expected} bytes came")
+        raise http.client.IncompleteRead(b"".join(chunks), expected - size)
     return b"".join(chunks)
 
 
@@ -183,4 +188,3 @@ def is_public(address: Address) -> bool:
         if address in _NAT64:
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return address.is_global and not address.is_multicast and all(is_public(one) for one in inner if one)
-

@@ -16,6 +16,7 @@ from infinity_mm.sources.base import Content, FromTheWorld, Picture, SourceItem,
 from infinity_mm.sources.conversations import turns_of
 from infinity_mm.sources.json_rows import BadRow, Broken, check_unicode, image_path, json_rows
 
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class LlavaSource(FromTheWorld):

@@ -86,7 +86,9 @@ class ReadPass:
 
     def units(self, run: Run) -> Sequence[Unit]:
         """Items in the order of sources and keys, cut into equal parts."""
-        items = [i.to_plain() for source in open_sources(self.config.sources).values() for i in source.items()]
+        items = [
+            i.to_plain() for source in open_sources(self.config.sources).values() for i in source.items()
+        ]
         step = self.config.images_per_unit
         return [
             Unit(id=f"{number:05d}", payload=items[start : start + step])
@@ -136,7 +138,6 @@ class _ReadWorker:
             metrics={"items": len(items)} | {f"dropped_{reason}": n for reason, n in sorted(reasons.items())},
             files=_files(items, truths),
         )
-
 
     def _read(
         self, sources: Mapping[str, Source], items: Sequence[SourceItem]

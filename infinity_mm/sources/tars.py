@@ -99,7 +99,9 @@ class WebDatasetSource(_Tars):
     def _places(self, group: Group) -> Mapping[str, Span]:
         if group.problem is not None:
             raise group.problem
-        images = [suffix for suffix in group.spans if PurePosixPath(f"x.{suffix}").suffix.lower() in IMAGE_SUFFIXES]
+        images = [
+            suffix for suffix in group.spans if PurePosixPath(f"x.{suffix}").suffix.lower() in IMAGE_SUFFIXES
+        ]
         if len(images) != 1:
             reason = "several_images" if images else "no_image_member"
             raise BadRow(reason, ", ".join(sorted(group.spans))[:200])

@@ -60,7 +60,9 @@ class Merge:
         """The conversations, and for every sample the one it went into."""
         outcomes: list[Outcome] = []
         source = next((sample for sample in samples if is_source(sample.id)), None)
-        known = {normalise(turn.text) for turn in source.turns if turn.role == "user"} if source else set[str]()
+        known = (
+            {normalise(turn.text) for turn in source.turns if turn.role == "user"} if source else set[str]()
+        )
         kept: list[Sample] = []
         for sample in samples:
             if sample is source:
@@ -79,7 +81,8 @@ class Merge:
             merged = conversation(pairs, number, context.prompts, source=first)
             outcomes.append(keep(merged))
             outcomes += [
-                Merged(id=one.id, stage=self.name, into=merged.id) for one in ([first] if first else []) + pairs
+                Merged(id=one.id, stage=self.name, into=merged.id)
+                for one in ([first] if first else []) + pairs
             ]
         return outcomes
 
