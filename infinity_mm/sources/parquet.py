@@ -136,17 +136,18 @@ class _Rows:
 
     def __init__(self, parquet: pq.ParquetFile, columns: list[str]) -> None:
         self._parquet, self._columns = parquet, columns
-        self._start = self._stop = 0
+        self._start = self._stop = self._group_stop = 0
         self._batch: Any = None
         self._batches: Iterator[Any] = iter(())
 
     def row(self, number: int) -> dict[str, Any]:
-        if self._batch is None or number < self._start or number >= self._group_stop:
+        if not self._start <= number < self._group_stop:
             self._seek(number)
         while number >= self._stop:
             self._batch = next(self._batches)
             self._start, self._stop = self._stop, self._stop + len(self._batch)
-        return self._batch.slice(number - self._start, 1).to_pylist()[0]
+        batch: Any = self._batch
+        return batch.slice(number - self._start, 1).to_pylist()[0]
 
     def _seek(self, number: int) -> None:
         """To the beginning of the row group that holds the row."""

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 from format_data import png, read_jsonl
 
 from infinity_mm.data.sources import build_source
-from infinity_mm.sources.conversations import CAPTION_REQUEST
 from infinity_mm.formats.convert import import_data
+from infinity_mm.sources.conversations import CAPTION_REQUEST
 
 DOCUMENT = {
     "licenses": [{"id": 4, "name": "Attribution License", "url": "http://x"}],

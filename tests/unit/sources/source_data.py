@@ -80,7 +80,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        for piece in body if isinstance(body, list) else [body]:
+        pieces: list[Any] = body if isinstance(body, list) else [body]
+        for piece in pieces:
             try:
                 self.wfile.write(piece() if callable(piece) else piece)
             except OSError:  # the other side hung up
