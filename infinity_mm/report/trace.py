@@ -100,27 +100,43 @@ def trace_sample(run: Run, text: str) -> dict[str, Any]:
 def trace_image(run: Run, text: str) -> dict[str, Any]:
     """Every sample of an image and where they ended; `text` is its SHA-256 or the unambiguous beginning of one."""
     sha256 = _resolve_image(run, text)
-    image = sha256[:16]
-    family = _family(run, [image])
-    sources = files_of_images(run, {image})
+    heads = _ids_with_image(run, sha256)
+    family = _family(run, heads)
+    sources = files_of_images(run, set(heads))
     known = [record["sample"] for record in family.records.values() if record["sample"]]
-    first = next((s for s in known if s["images"] and s["images"][0]["sha256"] == sha256), None)
+    first = next((s for s in known if any(image["sha256"] == sha256 for image in s["images"])), None)
     run_file = run_json(run)
     config = run_file.get("config", {})
-    ids = list(dict.fromkeys([line.id for line in family.lines if line.id.startswith(image)]))
-    ids += [id_ for id_ in family.records if id_ not in ids and id_.startswith(image)]
+    ids = {line.id for line in family.lines} | set(family.records)
+    files = [{"source": s, "key": key} for head in heads for s, key in sources.get(head, [])]
     return {
         "run": _run_facts(run, run_file),
         "sha256": sha256,
-        "image": _image(run, first, image, [image], family, config)
-        | {"files": [{"source": s, "key": key} for s, key in sources.get(image, [])] or NOT_RECORDED},
-        "plan": _plan(run, image, first, config),
+        "image": _image(run, first, heads[0], heads, family, config) | {"files": files or NOT_RECORDED},
+        "plan": _plan(run, heads[0], first, config),
         "samples": [
-            {"id": id_, **_content(_record(id_, family).get("sample"), brief=True), "end": _end(run, id_, family)}
+            {
+                "id": id_,
+                **_content(_record(id_, family).get("sample"), brief=True),
+                "end": _end(run, id_, family),
+            }
             for id_ in sorted(ids)
+            if image_id(id_) in heads
         ],
         "published": [{"id": id_, **row} for id_, row in sorted(family.published.items())],
-    }  # fmt: skip
+    }
+
+
+def _ids_with_image(run: Run, sha256: str) -> list[str]:
+    """What the run calls an image: the start of its hash; of a page, the ids of the windows that show it."""
+    manifest = run.manifest("unique")
+    found: list[str] = []
+    for entry in entries(run.run_dir, manifest) if manifest else ():
+        table = column(run, entry, "shard", ["id", "image_sha"])
+        for id_, shas in zip(table["id"].to_pylist(), table["image_sha"].to_pylist()):
+            if sha256 in shas:
+                found.append(id_)
+    return found or [sha256[:16]]
 
 
 def _run_facts(run: Run, run_file: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def _image(image: Mapping[str, Any], console: Console) -> None:
         _line(console, "sha256", ref["sha256"])
         _line(console, "source", ref["source"])
         _line(console, "licence", ref["licence"])
+        if "page" in ref:
+            _line(console, "page", f"{ref['page']}, counted from 0")
         _line(console, "size", f"{ref['width']} x {ref['height']} px")
         _line(console, "bytes at", ref["uri"])
     for name in ("uri", "licence", "sha256"):

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from infinity_mm.vision.images import BadImage
@@ -79,6 +80,8 @@ def _get(url: str, limits: Limits, deadline: float) -> bytes | str:
     timer.daemon = True
     timer.start()
     try:
+        if isinstance(connection.sock, ssl.SSLSocket):
+            connection.sock.do_handshake()
         path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
         headers = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "infinity-mm"}
         connection.request("GET", path, headers=headers)
@@ -138,13 +141,17 @@ def _connection(parts: SplitResult, limits: Limits, deadline: float) -> http.cli
         if address not in limits.open_addresses and not is_public(ipaddress.ip_address(address)):
             raise BadImage("private_address", f"{host} is {address}")
     secure = parts.scheme == "https"
-    connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(host, port)
+    connection = (
+        http.client.HTTPSConnection(host, port, context=_tls())
+        if secure
+        else http.client.HTTPConnection(host, port)
+    )
     error: Exception = OSError("no address")
     for address in addresses:
         try:
             sock = socket.create_connection((address, port), timeout=_left(deadline))
             if secure:
-                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+                sock = _tls().wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
             connection.sock = sock
             return connection
         except OSError as tried:
@@ -152,6 +159,12 @@ def _connection(parts: SplitResult, limits: Limits, deadline: float) -> http.cli
     if isinstance(error, TimeoutError):
         raise BadImage("timeout", f"{host} does not accept a connection") from error
     raise BadImage("unreachable", f"{type(error).__name__}: {error}"[:200]) from error
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading the system's certificates takes longer than many a download."""
+    return ssl.create_default_context()
 
 
 def _body(response: http.client.HTTPResponse, limits: Limits) -> bytes:

@@ -83,7 +83,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pieces: list[Any] = body if isinstance(body, list) else [body]
         for piece in pieces:
             try:
-                self.wfile.write(piece() if callable(piece) else piece)
+                data: Any = piece() if callable(piece) else piece
+                self.wfile.write(data)
             except OSError:  # the other side hung up
                 return
 
