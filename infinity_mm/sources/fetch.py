@@ -65,8 +65,12 @@ def _follow(url: str, limits: Limits, deadline: float) -> bytes:
         if isinstance(found, bytes):
             return found
         secure = urlsplit(url).scheme == "https"
-        url = urljoin(url, found)
-        if secure and urlsplit(url).scheme != "https":
+        try:
+            url = urljoin(url, found)
+            leaves_tls = secure and urlsplit(url).scheme != "https"
+        except ValueError as error:
+            raise BadImage("bad_redirect", f"{error}"[:200]) from error
+        if leaves_tls:
             raise BadImage("insecure_redirect", url[:200])
     raise BadImage("too_many_redirects", f"more than {limits.max_redirects}")
 

@@ -57,6 +57,7 @@ def test_an_image_is_fetched_and_redirects_are_followed() -> None:
         ((200, PNG, b"x" * 1001), "file_too_large"),
         ((200, {**PNG, "Content-Length": "100"}, b"x" * 99), "unreachable"),
         ((302, {}, b""), "bad_redirect"),
+        ((302, {"Location": "http://[::1"}, b""), "bad_redirect"),
         ((302, {"Location": "/"}, b""), "too_many_redirects"),
         ((302, {"Location": "http://10.0.0.1/a.png"}, b""), "private_address"),
         ((302, {"Location": "http://[::1]/a.png"}, b""), "private_address"),
