@@ -127,6 +127,7 @@ class _PlanWorker:
         ]
         ids = [sample.id for sample in samples]
         asked = Counter(entry["type"] for entries in plan.values() for entry in entries)
+        shares = tree.shares(config.shares, include_sensitive=config.include_sensitive)
         return UnitResult(
             input_ids=ids,
             samples=[outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)],
@@ -145,7 +146,7 @@ class _PlanWorker:
                 "images": len(samples),
                 "questions_planned": asked.total(),
                 "types_planned": len(asked),
-                "types_without_images": len(tree.leaves) - len(asked),
+                "types_without_images": sum(share > 0 for share in shares.values()) - len(asked),
             },
             files={
                 PLAN_FILE: canonical_json(

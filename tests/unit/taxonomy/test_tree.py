@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from infinity_mm.dedup.text import QuestionIndex, meaning
+from infinity_mm.engines.base import Reply
 from infinity_mm.errors import UserError
+from infinity_mm.synth.ask import AskConfig, read_question
 from infinity_mm.taxonomy.tree import InstructionType, Tree, share_of
 from infinity_mm.taxonomy.vocabulary import load_vocabulary
 from infinity_mm.windtunnel import tags
@@ -59,6 +61,14 @@ def test_no_two_examples_of_the_default_tree_are_the_same_question() -> None:
     assert [example for example in examples if index.add(example, example)] == []
     bags = [frozenset(meaning(example)) for example in examples]
     assert [(a, b) for a, b in combinations(bags, 2) if len(a & b) >= 0.8 * len(a | b)] == []
+
+
+@pytest.mark.parametrize("name", ["default", "any_picture", "windtunnel"])
+def test_every_example_would_be_taken_for_a_question_if_a_teacher_wrote_it(name: str) -> None:
+    config = AskConfig(min_chars=4)
+    for leaf in Tree.load(name).leaves.values():
+        for example in leaf.examples:
+            assert read_question(Reply(text=example), examples=(), config=config) == example
 
 
 def test_the_general_vocabulary_has_two_thousand_tags_none_of_them_twice_or_in_the_plural() -> None:
