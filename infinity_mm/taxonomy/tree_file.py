@@ -38,6 +38,14 @@ class Category:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TreePart:
+    """What a file named under `parts` may say."""
+
+    categories: dict[str, Category]
+    """See `TreeFile`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TreeFile:
     """What a file may say."""
 
@@ -82,10 +90,8 @@ def _read(file: Path, readers: tuple[Path, ...]) -> Tree:
         raise explain(
             what=f"{file} extends itself", where=str(readers[-1]), fix="let `extends` name another tree"
         )
-    data = read_yaml(file)
-    for part in data.get("parts") or ():
-        data["categories"] = {**(data.get("categories") or {}), **_part(file.parent / part)}
-    form = build(TreeFile, data, where=str(file))
+    form = build(TreeFile, read_yaml(file), where=str(file))
+    categories = _categories(form, file)
     base = None
     if form.extends is not None:
         base = _read(_file(form.extends, beside=file.parent), (*readers, file))
@@ -93,8 +99,8 @@ def _read(file: Path, readers: tuple[Path, ...]) -> Tree:
     sections = dict(base.sections) if base else {}
     _remove(leaves, sections, form.remove, where=str(file))
     _change(leaves, form.change, where=str(file))
-    sections |= _sections(form.categories)
-    for path, leaf in (*_nested(form.categories), *_listed(form.types, where=str(file))):
+    sections |= _sections(categories)
+    for path, leaf in (*_nested(categories), *_listed(form.types, where=str(file))):
         if path in leaves:
             raise explain(
                 what=f"there is a type `{path}` already",
@@ -112,16 +118,24 @@ def _read(file: Path, readers: tuple[Path, ...]) -> Tree:
     )
 
 
-def _part(file: Path) -> dict[str, Any]:
-    """The `categories` section of a file that is part of a tree."""
-    data = read_yaml(file) if file.is_file() else {}
-    if list(data) != ["categories"] or not isinstance(data["categories"], dict):
-        raise explain(
-            what=f"{file} is no part of a tree",
-            where="parts (instruction tree)",
-            fix="give it one section, `categories`",
-        )
-    return data["categories"]
+def _categories(form: TreeFile, file: Path) -> dict[str, Category]:
+    """Those of the file itself, then those of its parts."""
+    categories = dict(form.categories)
+    for name in form.parts:
+        part = file.parent / name
+        if not part.is_file():
+            raise explain(
+                what=f"there is no file {part}", where=f"{file}, parts", fix="name files relative to this one"
+            )
+        for category, content in build(TreePart, read_yaml(part), where=str(part)).categories.items():
+            if category in categories:
+                raise explain(
+                    what=f"the category `{category}` is there already",
+                    where=str(part),
+                    fix="keep each category in one file",
+                )
+            categories[category] = content
+    return categories
 
 
 def _remove(

@@ -101,6 +101,9 @@ categories:
     tree = Tree.load(written(tmp_path, "name: n\nparts: [parts/c.yaml]\n"))
     assert list(tree.leaves) == ["c/g/t"]
     assert tree.sections == {"c": "d", "c/g": "e"}
+    written(tmp_path, part, "more.yaml")
+    with pytest.raises(UserError, match="category `c` is there already"):
+        Tree.load(written(tmp_path, "name: n\nparts: [parts/c.yaml, more.yaml]\n"))
 
 
 def test_the_trees_of_the_documentation_can_be_read(tmp_path: Path) -> None:
@@ -126,7 +129,7 @@ def test_the_trees_of_the_documentation_can_be_read(tmp_path: Path) -> None:
         ),
         ("name: n\nextends: tree.yaml\n", "extends itself"),
         ("name: n\nextends: nowhere\n", "no instruction tree `nowhere`"),
-        ("name: n\nparts: [gone.yaml]\n", "is no part of a tree"),
+        ("name: n\nparts: [gone.yaml]\n", "there is no file"),
         ("name: n\n", "no instruction types"),
         (FLAT.replace("- name: count", "- nme: count"), "a type has no name"),
         (FLAT + FLAT.partition("types:\n")[2], "there is a type `count` already"),
