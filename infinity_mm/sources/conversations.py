@@ -70,7 +70,7 @@ def _turn(message: Any, first_slot: int) -> Turn:
     if not isinstance(message, dict):
         raise BadRow("turn_not_an_object", f"a {type(message).__name__}")
     role, value = message.get("from", message.get("role")), message.get("value", message.get("content"))
-    if isinstance(value, list):
+    if isinstance(value, list) and "value" not in message:
         value = "".join(_written(part) for part in value)
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRow("unknown_role", f"{role!r}"[:200])
