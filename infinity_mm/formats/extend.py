@@ -176,7 +176,7 @@ def _extended(record: _Record, made: _Made, counts: Counter[str]) -> Iterator[_R
     if len(inside) == 2 and content.keys() == {"json", "jpg"} and content["jpg"]:
         try:
             entry = entry_of(content["json"], record.key)
-        except BadRow:
+        except (BadRow, RecursionError):
             entry = {}
         if isinstance(entry.get("conversations"), list):
             rows = made.about(hashlib.sha256(content["jpg"]).hexdigest())
@@ -194,7 +194,7 @@ def _extended(record: _Record, made: _Made, counts: Counter[str]) -> Iterator[_R
             whole = {**entry, "conversations": [*base, *talk], "provenance": provenance}
             counts["extended"] += 1
         else:
-            number = row["id"].rpartition(".")[2]
+            number = f"c{len(further) + 1}"
             talk[0]["value"] = f"{PLACEHOLDER}\n{talk[0]['value']}"
             more = {
                 **entry,

@@ -30,7 +30,7 @@ class Files:
         if "*" in inner:
             found = cast("list[str]", filesystem.glob(inner))
         elif inner.endswith(self.suffix):
-            found = [inner] if filesystem.exists(inner) else []
+            found = [inner] if filesystem.isfile(inner) else []
         else:
             found = cast("list[str]", filesystem.find(inner))
         names = sorted(path[len(root) :].lstrip("/") for path in found if path.endswith(self.suffix))

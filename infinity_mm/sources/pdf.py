@@ -10,7 +10,7 @@ import importlib
 import io
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from infinity_mm.errors import need
@@ -40,12 +40,14 @@ class PdfSource(FromTheWorld):
     """Pages that a window shares with the one before."""
     max_pages: int = 2000
     """A longer document is dropped."""
+    _kept: dict[str, bytes] = field(default_factory=dict, init=False, compare=False)
+    """The document that is being read: its windows are asked for one after the other."""
 
     def items(self) -> Iterator[SourceItem]:
         """Windows in order of the files' names; a document that cannot be opened is one item."""
         for name, url in self._files.list():
             try:
-                with _opened(url) as document:
+                with _opened(read_uri(url)) as document:
                     num_pages = len(document)
             except BadImage as bad:
                 yield SourceItem(key=name, source=self.name, problem=bad.reason, detail=bad.detail)
@@ -61,7 +63,10 @@ class PdfSource(FromTheWorld):
         """Render the pages of a window."""
         name, _, pages = item.key.rpartition("#pages=")
         first, stop = map(int, pages.split("-"))
-        with _opened(self._files.url(name)) as document:
+        if name not in self._kept:
+            self._kept.clear()
+            self._kept[name] = read_uri(self._files.url(name))
+        with _opened(self._kept[name]) as document:
             pictures = tuple(
                 Picture(data=_render(document, page, self.dpi), page=page) for page in range(first, stop)
             )
@@ -81,13 +86,12 @@ def windows(num_pages: int, size: int, overlap: int) -> Iterator[tuple[int, int]
 
 
 @contextlib.contextmanager
-def _opened(url: str) -> Iterator[Any]:
+def _opened(data: bytes) -> Iterator[Any]:
     """A document, held alone; raises `BadImage` for one that cannot be opened."""
     try:
         pdfium: Any = importlib.import_module("pypdfium2")
     except ImportError as error:
         raise need("pypdfium2", extra="pdf", purpose="reading PDF documents") from error
-    data = read_uri(url)
     with _PDFIUM:
         try:
             document = pdfium.PdfDocument(data)

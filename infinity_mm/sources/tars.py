@@ -24,6 +24,7 @@ from infinity_mm.sources.json_rows import BadRow, check_unicode
 from infinity_mm.sources.listing import Files
 from infinity_mm.storage.files import open_fs, read_span, span_url
 
+_HEAD_BYTES = 1 << 16
 _PLACE = re.compile(r"(\w+)=(\d+)-(\d+)")
 
 
@@ -38,7 +39,8 @@ class _Tars(FromTheWorld):
         for name, url in self._files.list():
             keys: Counter[str] = Counter()
             filesystem, path = open_fs(url)
-            with filesystem.open(path, "rb") as file:
+            # Of a tar behind a URL a little is fetched around each head, not megabytes.
+            with filesystem.open(path, "rb", block_size=_HEAD_BYTES) as file:
                 for group in groups(cast(BinaryIO, file)):
                     yield self._item(name, group, keys)
 
