@@ -81,7 +81,8 @@ def trace_sample(run: Run, text: str) -> dict[str, Any]:
     run_file = run_json(run)
     config = run_file.get("config", {})
     image = image_id(id_)
-    plan, calls = _plan(run, id_, sample, config), _calls(run, sample, config)
+    plan = [] if is_source(id_) else _plan(run, id_, sample, config)
+    calls = _calls(run, sample, config)
     return {
         "run": _run_facts(run, run_file),
         "sample": id_,
