@@ -19,7 +19,7 @@ import pyarrow as pa
 from infinity_mm.errors import UserError, explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.quality.policy import Policy, decide
-from infinity_mm.record import Score, Tag
+from infinity_mm.record import Sample, Score, Tag
 from infinity_mm.report.lookup import (
     column,
     committed_passes,
@@ -34,7 +34,7 @@ from infinity_mm.runtime.run import Run
 from infinity_mm.storage.journal import find_entries
 from infinity_mm.storage.manifest import Entry, entries, read_object
 from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.ids import is_source
+from infinity_mm.synth.ids import is_source, num_source_turns
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 from infinity_mm.taxonomy.mapping import TypeMapping
 from infinity_mm.taxonomy.plan_pass import MAPPING_FILE, PLAN_FILE
@@ -163,8 +163,8 @@ def _parts(
     parts: list[dict[str, Any]] = []
     for id_ in sample["parents"]:
         if is_source(id_):
-            num_pairs = sum(not is_source(parent) for parent in sample["parents"])
-            parts.append({"id": id_, "from": "source", "turns": len(sample["turns"]) - 2 * num_pairs})
+            turns = num_source_turns(Sample.from_json(json.dumps(sample)))
+            parts.append({"id": id_, "from": "source", "turns": turns})
             continue
         pair = _record(id_, family).get("sample")
         number = id_.partition(".")[2].partition(".")[0]

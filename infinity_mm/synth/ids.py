@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from infinity_mm.record import Sample
+
 _SOURCE = ".source"
 _QUESTION = re.compile(r"\.q\d+(?:\.\w+)?$")
 
@@ -34,3 +36,9 @@ def source_id(image_id: str) -> str:
 def is_source(sample_id: str) -> bool:
     """Whether it is the id of a conversation that came with its image."""
     return sample_id.endswith(_SOURCE)
+
+
+def num_source_turns(conversation: Sample) -> int:
+    """How many of its turns came with the image: the first ones; each pair after them is two turns."""
+    num_pairs = sum(not is_source(parent) for parent in conversation.parents)
+    return len(conversation.turns) - 2 * num_pairs
