@@ -360,7 +360,7 @@ def page_row(
         "script": script_of(said or sample.get("question") or ""),
         "score": _round(last_score(sample)),
         "judgedNow": sample.get("score") is not None,
-        "judged": _judged(sample.get("score")),
+        "judged": _judged(sample.get("score"), sample.get("labels") or ()),
         "examples": [text(example, 300) for example in (sample.get("examples") or ())[:4]],
         "tags": [[text(t["name"], 100), round(t["score"], 3)] for t in (sample.get("tags") or ())[:12]],
         "calls": [
@@ -389,16 +389,17 @@ def conversation_text(turns: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _judged(score: Mapping[str, Any] | None) -> str:
+def _judged(score: Mapping[str, Any] | None, labels: Sequence[Mapping[str, Any]]) -> str:
+    measured = [f"{clip(label['name'], 60)} {label['value']:.3g}" for label in labels[:8]]
     if score is None:
-        return ""
+        return ", ".join(measured)
     parts = [f"written {score['overall']}" if score["overall"] is not None else "no number written"]
     if score["expected"] is not None:
         parts.append(f"expected {score['expected']:.2f}")
     if score["uncertainty"] is not None:
         parts.append(f"entropy {score['uncertainty']:.2f} nats")
     parts += [clip(flag, 60) for flag in score["flags"][:8]]
-    return ", ".join(parts)
+    return ", ".join(parts + measured)
 
 
 def _round(value: float | None) -> float | None:
