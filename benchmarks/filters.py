@@ -1,6 +1,6 @@
 """What the judge, the loss filter and the blind test are worth, against the truth of drawn scenes.
 
-    python benchmarks/filters.py --images 200 --scorer nano-base --scorer runs/scorer/model
+    python benchmarks/filters.py --images 200 --scorer nano-base --scorer runs/answers_only/model --scorer nano-teacher
 
 The real pipeline asks, answers and labels every pair about held-out scenes; policies are then applied to the labels,
 without asking a model again. Prints Markdown. Precision: share of the kept answers that are right. Recall: share of
@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from infinity_mm.config import load_config
 from infinity_mm.engines.base import Likelihood
@@ -169,9 +170,9 @@ def main() -> None:
     args.scorer = args.scorer or ["nano-base"]
     with tempfile.TemporaryDirectory() as folder:
         run, pairs = labelled(args.run_dir or folder, args)
-        by_scorer = {args.scorer[0]: pairs}
+        by_scorer = {Path(args.scorer[0]).name: pairs}
         for model in args.scorer[1:]:
-            by_scorer[model] = asyncio.run(rescored(run, pairs, model, args.threads))
+            by_scorer[Path(model).name] = asyncio.run(rescored(run, pairs, model, args.threads))
     report(by_scorer)
 
 
