@@ -64,7 +64,7 @@ class JourneyPass:
             self.name,
             self.after,
             canonical_json(config),
-            canonical_json(PromptSet.load(self.config.prompts).texts),
+            PromptSet.load(self.config.prompts).fingerprint,
             Tree.load(self.tree).fingerprint,
             canonical_json([[role, to_plain(spec)] for role, spec in self._specs().items()]),
         )

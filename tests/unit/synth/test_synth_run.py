@@ -27,7 +27,7 @@ from infinity_mm.errors import UserError
 from infinity_mm.eval.windtunnel import MemoryImages
 from infinity_mm.prompts import PromptSet
 from infinity_mm.synth.config import SynthConfig
-from infinity_mm.synth.run import run_synthesis
+from infinity_mm.synth.run import described, run_synthesis
 from infinity_mm.synth.stage import check_engines
 from infinity_mm.synth.stages import build_stages
 from infinity_mm.taxonomy import tag_pass
@@ -148,9 +148,8 @@ def test_a_run_with_filters_drops_what_the_policy_says_and_accounts_for_it(
     summary = run_synthesis(filtered)
     num_pairs = summary.fates["answer"]["continued"]
     assert summary.calls["blind"] == summary.calls["loss"] == summary.calls["judge"] == num_pairs
-    assert (
-        summary.calls_from_journal == num_pairs - summary.fates["styles"]["expanded"]
-    )  # one guess a question
+    num_questions = summary.fates["styles"]["expanded"]
+    assert summary.calls_from_journal == num_pairs - num_questions, "one guess a question"
     assert set(summary.dropped["decide"]) == {"loss_high"}
     assert 0 < summary.pairs_capped < summary.fates["merge"]["merged"]
     assert summary.pairs_kept == summary.fates["merge"]["merged"] - summary.pairs_capped
@@ -165,6 +164,21 @@ def test_a_run_with_filters_drops_what_the_policy_says_and_accounts_for_it(
 def test_the_loss_is_refused_without_a_model_that_scores() -> None:
     with pytest.raises(UserError, match=r"engines\.scorer"):
         load_config(SynthConfig, ROOT / "configs" / "synth" / "tiny.yaml", FILTERED)
+
+
+def test_the_described_configuration_names_the_trees_version_and_content() -> None:
+    loaded = load_config(SynthConfig, ROOT / "configs" / "synth" / "qwen2_5_vl.yaml")
+    fingerprint = Tree.load("default").fingerprint
+    assert described(loaded)["tree"] == {"name": "default", "version": "1", "fingerprint": fingerprint}
+
+
+def test_a_share_that_the_tree_does_not_have_is_refused_before_the_first_image_is_read(
+    config: SynthConfig,
+) -> None:
+    wrong = replace(config, plan=replace(config.plan, shares={"charts": 2.0}))
+    with pytest.raises(UserError, match="nothing at `charts`"):
+        run_synthesis(wrong)
+    assert not Path(config.run_dir, "run.json").exists()
 
 
 def test_a_run_goes_from_images_to_published_rows_and_its_sums_agree(config: SynthConfig) -> None:
