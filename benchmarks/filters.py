@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import math
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,13 +91,32 @@ def _is_right(pair: Sample, scenes: dict[str, truth.Scene]) -> bool:
     return truth.grade(scene, pair.question or "", pair.answer or "") == "right"
 
 
+def by_image(pairs: Sequence[Graded]) -> list[list[Graded]]:
+    groups = itertools.groupby(pairs, key=lambda pair: pair.sample.images[0].sha256)
+    return [list(group) for _, group in groups]
+
+
+async def scored_per_s(
+    run: Run, pairs: Sequence[Graded], threads: int, *, together: bool, cache_mb: int
+) -> float:
+    """Answers nano-teacher scores in a second of processor time."""
+    prompts = PromptSet.load("nano")
+    groups = by_image(pairs) if together else [[pair] for pair in pairs]
+    calls = [[scoring_of(pair.sample, prompts) for pair in group] for group in groups]
+    spec = TransformersSpec(model="nano-teacher", threads=threads, cache_mb=cache_mb, max_wait_s=0.0)
+    async with spec.open(run.images) as engine:
+        start = time.process_time()
+        for call in calls:
+            await engine.score(call)
+        return len(pairs) / (time.process_time() - start)
+
+
 async def rescored(run: Run, pairs: Sequence[Graded], model: str, threads: int) -> list[Graded]:
     """The pairs with the loss of another model, image by image."""
     prompts = PromptSet.load("nano")
     found: list[Graded] = []
     async with TransformersSpec(model=model, threads=threads).open(run.images) as engine:
-        for _, group in itertools.groupby(pairs, key=lambda pair: pair.sample.images[0].sha256):
-            some = list(group)
+        for some in by_image(pairs):
             for pair, answer in zip(some, await engine.score([scoring_of(p.sample, prompts) for p in some])):
                 assert isinstance(answer, Likelihood)
                 found.append(replace(pair, sample=pair.sample.with_label("loss", -answer.mean_logprob)))
@@ -173,7 +193,15 @@ def main() -> None:
         by_scorer = {Path(args.scorer[0]).name: pairs}
         for model in args.scorer[1:]:
             by_scorer[Path(model).name] = asyncio.run(rescored(run, pairs, model, args.threads))
-    report(by_scorer)
+        report(by_scorer)
+        table("nano-teacher scores", "answers per CPU second")
+        for name, together, cache_mb in (
+            ("all answers of an image in one call", True, 512),
+            ("one by one, the image kept", False, 512),
+            ("one by one, nothing kept", False, 0),
+        ):
+            rate = scored_per_s(run, pairs[:400], args.threads, together=together, cache_mb=cache_mb)
+            row(name, f"{asyncio.run(rate):.1f}")
 
 
 def report(by_scorer: dict[str, list[Graded]]) -> None:

@@ -269,9 +269,10 @@ def test_a_given_answer_is_as_likely_as_to_the_engine_that_computes_here(served:
         scoring((one,), "What color is the circle?", "red"),
         scoring((one,), "What color is the circle?", "It is left of a large blue square. Answer: red"),
         scoring((one,), "How many stars are there?", "3\nor 4, {who} can tell: 5 %"),
-        scoring(two, "What color is the first circle?", "green"),
         scoring((), "Name a color.", "blue"),
     ]
+    if "anyres" not in served.folder.parts:  # servers cut each of several images as if it were the only one
+        scorings.append(scoring(two, "What color is the first circle?", "green"))
 
     async def score(spec: EngineSpec) -> list[Likelihood | Failure]:
         async with spec.open(files) as engine:
