@@ -76,7 +76,9 @@ def test_what_a_run_published_is_exported_in_order(run: Run, tmp_path: Path) -> 
     ]
 
 
-def test_messages_of_a_run_are_the_published_rows_whose_provenance_has_the_pairs(run: Run, tmp_path: Path) -> None:
+def test_messages_of_a_run_are_the_published_rows_whose_provenance_has_the_pairs(
+    run: Run, tmp_path: Path
+) -> None:
     commit(run)
     export_data(tmp_path / "run", "messages", tmp_path / "out")
     table = pq.read_table(tmp_path / "out" / "data").drop_columns(["meta"])
