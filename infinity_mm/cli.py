@@ -74,7 +74,8 @@ def evaluate(
     if task != "windtunnel":
         raise explain(what=f"there is no task `{task}`", where="--task", fix="use windtunnel")
     from infinity_mm.engines.transformers import TransformersSpec
-    from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
+    from infinity_mm.eval.memory_images import MemoryImages
+    from infinity_mm.eval.windtunnel import evaluate_windtunnel
 
     with _console(as_json).status(f"asking {model} about {images} held-out images"):
         result = evaluate_windtunnel(
@@ -350,7 +351,7 @@ def teacher(
 ) -> None:
     """Measure a teacher: its questions, its judging (also blind), what a cut at 8 keeps of its answers."""
     from infinity_mm.engines.transformers import TransformersSpec
-    from infinity_mm.eval.windtunnel import MemoryImages
+    from infinity_mm.eval.memory_images import MemoryImages
     from infinity_mm.windtunnel.teacher import measure_teacher
 
     with _console(as_json).status(f"measuring {model} on {images} held-out images"):

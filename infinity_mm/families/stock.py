@@ -179,6 +179,11 @@ class StockEncoder:
             num_images=len(plans),
         )
 
+    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
+        """The messages with images placed and boxes in the family's notation."""
+        sizes = [upright_rgb(image).size for image in conversation.images]
+        return tuple(self._messages(conversation, self.family.plan(self.processor, sizes)))
+
     def measure(self, outline: Outline, turns: Turns) -> TextCost:
         """What the sample costs beside its images, exchange by exchange."""
         messages = self._messages(outline, self.family.plan(self.processor, outline.image_sizes))

@@ -26,6 +26,7 @@ from infinity_mm.training.checkpoint import TrainerState
 from infinity_mm.training.config import SftConfig
 from infinity_mm.training.guard import Guard
 from infinity_mm.training.loss import count_labels, local_loss, total_weight
+from infinity_mm.training.measure import Measured
 from infinity_mm.training.metrics import StepMetrics
 from infinity_mm.training.monitor import (
     LossTally,
@@ -72,7 +73,8 @@ class Hooks:
     save: Callable[[TrainerState], None]
     skipped: Callable[[int, str, list[str]], None]
     """(step, problem, ids of its samples): the optimiser left this step out."""
-    held_out_loss: Callable[[], float]
+    measure: Callable[[int], Measured]
+    """(finished steps): what is due after them; must leave everything as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,9 @@ def run_steps(
             dropped=state.dropped + len(batch.dropped),
             skipped=state.skipped + (samples if problem else 0),
             recent_losses=guard.recent_losses,
-            held_out_loss=hooks.held_out_loss() if _is_measured(config, step, state.total_steps) else None,
         )
+        measured = hooks.measure(step)
+        state = replace(state, measured=measured.scores())
         speed = useful / seconds
         hooks.log(
             StepMetrics(
@@ -163,7 +166,8 @@ def run_steps(
                 padding_flops_per_s=padding / seconds if learner.sizes else None,
                 mfu=speed / learner.peak_flops if learner.sizes and learner.peak_flops else None,
                 problem=problem,
-                held_out_loss=state.held_out_loss,
+                held_out_loss=measured.held_out_loss,
+                tasks=measured.tasks,
             )
         )
         if asked or step % config.save_every_steps == 0 or step == state.total_steps:
@@ -171,11 +175,6 @@ def run_steps(
         if asked:
             break
     return state
-
-
-def _is_measured(config: SftConfig, step: int, total_steps: int) -> bool:
-    held_out = config.held_out
-    return held_out is not None and (step % held_out.every_steps == 0 or step == total_steps)
 
 
 def _counts(batch: StepBatch, stop: Stop, config: SftConfig, sizes: ModelSizes | None) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,7 @@ from infinity_mm.data.mixture import Mixture
 from infinity_mm.data.plan import Drop, Planner
 from infinity_mm.data.quarantine import Listed, append_quarantine
 from infinity_mm.errors import UserError, explain
+from infinity_mm.eval.asking import Answered
 from infinity_mm.families import INFINITY_MM
 from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
@@ -55,6 +56,7 @@ from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, ScheduleConfig, Sf
 from infinity_mm.training.guard import Guard
 from infinity_mm.training.held_out import HeldOut
 from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
+from infinity_mm.training.measure import Measure
 from infinity_mm.training.metrics import Reporter, StepMetrics
 from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, read_listed
 from infinity_mm.training.monitor import peak_flops
@@ -142,6 +144,10 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             if reporter is not None:
                 reporter.skipped(step, problem, ids)
 
+        def answered(step: int, task: str, found: Sequence[Answered]) -> None:
+            if reporter is not None:
+                reporter.answered(step, task, found)
+
         def gathered() -> Weights:
             return gather(
                 model,
@@ -164,6 +170,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
                         processor=processor,
                         state=now,
                         keep_last=config.keep_last,
+                        keep_best=config.keep_best,
                     )
                 )
             if not config.save_in_background:
@@ -174,7 +181,18 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             fates=partial(_write_fates, config.out_dir, ledger, accelerator),
             save=save,
             skipped=skipped,
-            held_out_loss=_held_out(config, encoder, vision_cost, learner),
+            measure=Measure(
+                config,
+                accelerator,
+                model,
+                wrapped,
+                processor,
+                noise,
+                total_steps=state.total_steps,
+                write=encoder.messages,
+                held_out_loss=_held_out(config, encoder, vision_cost, learner),
+                answered=answered,
+            ),
         )
         stack.enter_context(stop.on_sigterm())
         state = run_steps(learner, loader, state, config, hooks, stop)

@@ -290,3 +290,31 @@ def test_only_weights_that_can_become_ours_are_converted(start: Path, tmp_path: 
     model = {"path": str(start / "internvl"), "convert": True}
     with pytest.raises(UserError, match="a internvl cannot become our own model"):
         train(run(start, "internvl", tmp_path, model=model), quiet=True)
+
+
+@each_family
+def test_is_asked_a_task_between_steps_and_learns_the_same(name: str, start: Path, tmp_path: Path) -> None:
+    (source,) = data(start)
+    task = {**source, "name": "three", "every_steps": 1, "max_new_tokens": 6, "batch": 2}
+    train(run(start, name, tmp_path / "silent", steps=2), quiet=True)
+    train(run(start, name, tmp_path / "asked", steps=2, tasks=[task]), quiet=True)
+    assert losses(tmp_path / "asked") == losses(tmp_path / "silent")
+    before, after = (tmp_path / run / "model" for run in ("silent", "asked"))
+    assert {f.name: f.read_bytes() for f in before.iterdir()} == {
+        f.name: f.read_bytes() for f in after.iterdir()
+    }
+    answered = [
+        json.loads(line) for line in (tmp_path / "asked" / "evaluation.jsonl").read_text().splitlines()
+    ]
+    assert [line["id"] for line in answered] == ["one/0", "one/1", "two/0", "none/0"] * 2
+    assert [line["problem"] for line in answered] == [None] * 8
+
+
+def test_a_model_that_has_learned_its_three_samples_answers_them_but_not_blindly(
+    start: Path, tmp_path: Path
+) -> None:
+    (source,) = data(start)
+    task = {**source, "name": "three", "every_steps": 40, "max_new_tokens": 16, "grading": "exact"}
+    train(run(start, "qwen3_vl", tmp_path, steps=40, save_every_steps=99, tasks=[task]), quiet=True)
+    *_, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert last["tasks"]["three"]["accuracy"] == 1.0

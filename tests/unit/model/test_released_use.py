@@ -14,7 +14,8 @@ from infinity_mm.config import build
 from infinity_mm.engines.base import Failure, Reply, Request
 from infinity_mm.engines.transformers import TransformersSpec
 from infinity_mm.errors import UserError
-from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
+from infinity_mm.eval.memory_images import MemoryImages
+from infinity_mm.eval.windtunnel import evaluate_windtunnel
 from infinity_mm.model.load import load_model, load_sizes
 from infinity_mm.record import ImageSlot, Text, Turn
 from infinity_mm.training.config import DataConfig, SftConfig, StartConfig
