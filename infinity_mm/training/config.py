@@ -204,6 +204,8 @@ class SpikeConfig:
     """Losses the median is taken of; before that many steps nothing is a spike."""
     snapshot_every_steps: int = 50
     """Steps between two copies in the memory of the CPU; used by `rewind` only."""
+    quarantine: bool = False
+    """Put the samples of a bad step on the run's quarantine list, so that a run which is given it leaves them out."""
     max_in_a_row: int = 5
     """So many bad steps one after the other stop the run whatever `action` is."""
 

@@ -53,7 +53,7 @@ from infinity_mm.training.checkpoint import (
     save_model,
 )
 from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, ScheduleConfig, SftConfig
-from infinity_mm.training.guard import Guard
+from infinity_mm.training.guard import BadStep, Guard
 from infinity_mm.training.held_out import HeldOut
 from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
 from infinity_mm.training.measure import Measure
@@ -178,7 +178,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
 
         hooks = Hooks(
             log=log,
-            fates=partial(_write_fates, config.out_dir, ledger, accelerator),
+            fates=partial(_write_fates, config, ledger, accelerator),
             save=save,
             skipped=skipped,
             measure=Measure(
@@ -362,18 +362,24 @@ def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, 
 
 
 def _write_fates(
-    out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch, problem: str | None
+    config: SftConfig,
+    ledger: Ledger | None,
+    accelerator: Accelerator,
+    batch: StepBatch,
+    bad: BadStep | None,
 ) -> None:
     """What became of every sample of a step; each process knows what spoiled in its own rows, the main one writes."""
-    spoiled: list[Drop] = list(batch.spoiled)
+    not_learned: list[Drop] = list(batch.spoiled)
     if accelerator.num_processes > 1:
-        spoiled = gather_object(spoiled)
+        not_learned = gather_object(not_learned)
+    if bad is not None:
+        not_learned += bad.fates(batch.planned, not_learned, quarantine=config.spike.quarantine)
     if ledger is not None:
-        ledger.write(batch, spoiled, problem)
-        found = [drop for drop in (*batch.dropped, *spoiled) if drop.fate == "quarantined"]
+        ledger.write(batch, not_learned)
+        found = [drop for drop in (*batch.dropped, *not_learned) if drop.fate == "quarantined"]
         if found:
             listed = [Listed(drop.source, drop.id, drop.reason) for drop in found]
-            append_quarantine(out_dir / "quarantine.jsonl", listed)
+            append_quarantine(config.out_dir / "quarantine.jsonl", listed)
 
 
 def _model(config: SftConfig, mixture: Mixture, fingerprint: str) -> tuple[Started, Path | None]:
