@@ -245,6 +245,9 @@ def doctor(
             help="Instead: does packing keep samples apart with this checkpoint, per attention backend?",
         ),
     ] = None,
+    convert: Annotated[
+        bool, typer.Option(help="With --packing: check what model.convert makes of the checkpoint.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Look at versions, GPU, memory, disk, Ray, Hub and model server, with a fix for every finding; 1 on problems."""
@@ -253,7 +256,7 @@ def doctor(
     if packing is not None:
         from infinity_mm.doctor.packing import check_packing, is_isolated, print_packing
 
-        results = check_packing(packing)
+        results = check_packing(packing, convert=convert)
         _print_json({"packing": [asdict(one) for one in results]}) if as_json else print_packing(
             results, Console()
         )

@@ -16,8 +16,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from infinity_mm.config import build
 from infinity_mm.data.packing import pack
+from infinity_mm.doctor.packing import check_packing, is_isolated
 from infinity_mm.errors import UserError
 from infinity_mm.families import FAMILIES
+from infinity_mm.model.attention import DENSE, FLEX
 from infinity_mm.training.config import SftConfig
 from infinity_mm.training.lora import target_layers
 from infinity_mm.training.sft import train
@@ -290,6 +292,16 @@ def test_only_weights_that_can_become_ours_are_converted(start: Path, tmp_path: 
     model = {"path": str(start / "internvl"), "convert": True}
     with pytest.raises(UserError, match="a internvl cannot become our own model"):
         train(run(start, "internvl", tmp_path, model=model), quiet=True)
+
+
+@each_family
+def test_the_doctor_proves_packing_for_the_model_that_is_trained(name: str, start: Path) -> None:
+    control, *results = check_packing(str(start / name), [*DENSE, FLEX])
+    assert (control.verdict, control.change is not None) == ("leaks", True)
+    assert [(one.verdict, one.leak) for one in results[:-1]] == [("isolated", 0.0)] * len(DENSE)
+    assert all(one.change is not None and one.change > 0.1 for one in results[:-1])
+    assert results[-1].verdict == "not run"
+    assert is_isolated([control, *results])
 
 
 @each_family
