@@ -34,10 +34,10 @@ from infinity_mm.data.quarantine import Listed, append_quarantine
 from infinity_mm.errors import UserError, explain
 from infinity_mm.eval.asking import Answered
 from infinity_mm.families import INFINITY_MM
+from infinity_mm.families.base import Family
 from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
-from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.model.flops import ModelSizes, model_sizes
+from infinity_mm.model.flops import ModelSizes
 from infinity_mm.training import lora
 from infinity_mm.training.checkpoint import (
     TrainerState,
@@ -120,7 +120,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         optimizer=optimizer,
         noise=noise,
         guard=Guard(config.spike, optimizer, state.recent_losses),
-        sizes=_sizes(model) if config.lora is None else None,  # the formulas know no adapters
+        sizes=_sizes(family, model) if config.lora is None else None,  # the formulas know no adapters
         peak_flops=_peak_flops(config, accelerator),
     )
     last: list[StepMetrics] = []
@@ -308,13 +308,10 @@ def _held_out(
     return measure
 
 
-def _sizes(model: nn.Module) -> ModelSizes | None:
-    """For counting operations; a language model without a formula is trained all the same."""
-    config: Any = model.config
-    if not isinstance(config, InfinityMMConfig):
-        return None
+def _sizes(family: Family, model: nn.Module) -> ModelSizes | None:
+    """For counting operations; a model without a formula is trained all the same."""
     try:
-        return model_sizes(config)
+        return family.sizes(model.config)
     except UserError:
         return None
 
