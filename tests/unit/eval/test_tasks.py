@@ -5,15 +5,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from infinity_mm.data.conversation import Conversation, Message, Outline, Turns, place_images
 from infinity_mm.engines.base import ImageReader, Reply, Request
+from infinity_mm.engines.model_files import SHIPPED
 from infinity_mm.engines.prompting import Refused
+from infinity_mm.engines.transformers import TransformersSpec, backend_for
 from infinity_mm.errors import UserError
 from infinity_mm.eval.asking import Answered, accuracies, ask_task
 from infinity_mm.eval.memory_images import MemoryImages
 from infinity_mm.eval.tasks import ConversationTask, build_task
+from infinity_mm.eval.windtunnel import evaluate_windtunnel
+from infinity_mm.families import INFINITY_MM
 from infinity_mm.record import ImageSlot, Text, Turn
 from infinity_mm.vision.images import BadImage, decode_image
 
@@ -123,12 +128,18 @@ def test_what_cannot_be_read_or_asked_counts_as_wrong_with_its_reason() -> None:
     assert accuracies([unread, first, second])["failures"] == 2
 
 
-def test_the_wind_tunnel_asks_what_its_evaluation_asks_and_grades_alike() -> None:
-    options = {"world_seed": 5, "num_images": 4, "questions_per_image": 2}
-    windtunnel = build_task("windtunnel", options, write=place_images, grading="exact", accepted="whole")
-    (first, _), *_ = [windtunnel.questions(index) for index in range(len(windtunnel))]
-    assert len(first.images) == 1
-    assert windtunnel.is_right(f"I look. Answer: The {first.accepted[0]}!", first.accepted)
-    assert not windtunnel.is_right("nothing", first.accepted)
+def test_the_wind_tunnel_in_a_run_is_the_one_of_its_evaluation() -> None:
+    spec = TransformersSpec(model="nano-teacher", threads=1)
+    found = evaluate_windtunnel(spec, MemoryImages(), world_seed=11, num_images=4)
+    model, processor = INFINITY_MM.load(SHIPPED["nano-teacher"])
+    images = MemoryImages()
+    backend = backend_for(model.eval(), processor, images, cache_bytes=1 << 24)
+    options = {"world_seed": 11, "num_images": 4}
+    world = build_task("windtunnel", options, write=place_images, grading="exact", accepted="whole")
+    with torch.no_grad():
+        answered = list(ask_task(backend, images, world, range(len(world)), max_new_tokens=24, batch=5))
+    same = ("accuracy", "accuracy_blank_image", "num_questions", "failures")
+    assert accuracies(answered) == pytest.approx({key: found[key] for key in same}, abs=1e-4)
+    assert found["accuracy"] > found["accuracy_blank_image"]
     with pytest.raises(UserError, match="do not fit"):
         build_task("windtunnel", {"tasks": {}}, write=place_images, grading="exact", accepted="whole")

@@ -297,11 +297,9 @@ def test_is_asked_a_task_between_steps_and_learns_the_same(name: str, start: Pat
     assert [line["problem"] for line in answered] == [None] * 8
 
 
-def test_a_model_that_has_learned_its_three_samples_answers_them_but_not_blindly(
-    start: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_has_learned_its_three_samples_answers_them(start: Path, tmp_path: Path) -> None:
     (source,) = data(start)
-    task = {**source, "name": "three", "every_steps": 40, "max_new_tokens": 16, "grading": "exact"}
-    train(run(start, "qwen3_vl", tmp_path, steps=40, save_every_steps=99, tasks=[task]), quiet=True)
+    task = {**source, "name": "three", "every_steps": 30, "max_new_tokens": 16, "grading": "exact"}
+    train(run(start, "qwen3_vl", tmp_path, steps=30, save_every_steps=99, tasks=[task]), quiet=True)
     *_, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert last["tasks"]["three"]["accuracy"] == 1.0

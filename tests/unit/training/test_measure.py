@@ -1,12 +1,10 @@
 """Tasks asked during a run: what is logged and kept, and that training does not notice."""
 
 import json
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from toy_run import tiny_config
 
 from infinity_mm.errors import UserError
@@ -85,12 +83,8 @@ def test_names_of_tasks_are_their_own_and_keep_best_is_one_of_them(tmp_path: Pat
             tiny_config(tmp_path, **changes)
 
 
-@pytest.mark.filterwarnings("ignore")  # inside torch, many
-def test_bfloat16_and_compiled_layers_answer_and_train_on_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
-    same = {"compile": True, "precision": "bf16", "steps": 2, "schedule": {"name": "constant"}}
+def test_bfloat16_and_recomputed_activations_are_no_exception(tmp_path: Path) -> None:
+    same = {"precision": "bf16", "gradient_checkpointing": True, "steps": 2, "schedule": {"name": "constant"}}
     train(tiny_config(tmp_path / "silent", **same), quiet=True)
     train(tiny_config(tmp_path / "asked", **same, tasks=[TASK | {"every_steps": 1}]), quiet=True)
     assert losses(tmp_path / "asked") == losses(tmp_path / "silent")
