@@ -6,10 +6,8 @@ Task --questions--> requests, requests on grey --backend, in batches--> replies 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from PIL import Image
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 from infinity_mm.data.measure import BAD_SAMPLE, one_line
 from infinity_mm.engines.base import Failure, Reply, Request
@@ -36,28 +34,6 @@ class Answered:
     """Why it could not be asked; it then counts as wrong."""
 
 
-def ask_task(
-    backend: Backend,
-    images: MemoryImages,
-    task: Task,
-    indices: Iterable[int],
-    *,
-    max_new_tokens: int,
-    batch: int,
-) -> Iterator[Answered]:
-    """Greedy answers to the questions of the groups `indices`; `images` is where `backend` reads its images."""
-    waiting: list[Question] = []
-    for index in indices:
-        try:
-            waiting += task.questions(index)
-        except BAD_SAMPLE as error:
-            yield Answered(id=f"number {index}", problem=one_line(error))
-        if len(waiting) >= batch:
-            yield from _ask(backend, images, task, waiting, max_new_tokens, batch)
-            waiting = []
-    yield from _ask(backend, images, task, waiting, max_new_tokens, batch)
-
-
 def accuracies(answered: Sequence[Answered]) -> dict[str, float]:
     """What a run logs of a task."""
     number = len(answered)
@@ -69,54 +45,68 @@ def accuracies(answered: Sequence[Answered]) -> dict[str, float]:
     }
 
 
-def _ask(
-    backend: Backend,
-    images: MemoryImages,
-    task: Task,
-    questions: Sequence[Question],
-    max_new_tokens: int,
-    batch: int,
-) -> Iterator[Answered]:
-    for start in range(0, len(questions), batch):
-        some = questions[start : start + batch]
-        images.data.clear()
-        seen = _replies(backend, [_request(q, q.images, images, max_new_tokens) for q in some])
-        grey = [[blank_like(image) for image in q.images] for q in some]
-        blank = _replies(backend, [_request(q, g, images, max_new_tokens) for q, g in zip(some, grey)])
-        for question, reply, reply_blank in zip(some, seen, blank, strict=True):
+@final
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Asks one model, greedily."""
+
+    backend: Backend
+    images: MemoryImages
+    """Where the backend reads its images; holds those of one batch."""
+    max_new_tokens: int
+    batch: int
+    """Questions answered together."""
+
+    def ask(self, task: Task, indices: Iterable[int]) -> Iterator[Answered]:
+        """The questions of the groups `indices`."""
+        waiting: list[Question] = []
+        for index in indices:
+            try:
+                waiting += task.questions(index)
+            except BAD_SAMPLE as error:
+                yield Answered(id=f"number {index}", problem=one_line(error))
+            while len(waiting) >= self.batch:
+                yield from self._graded(task, waiting[: self.batch])
+                waiting = waiting[self.batch :]
+        yield from self._graded(task, waiting)
+
+    def _graded(self, task: Task, questions: Sequence[Question]) -> Iterator[Answered]:
+        """One batch."""
+        self.images.data.clear()
+        seen = self._replies(questions)
+        blank = self._replies([replace(q, images=tuple(map(blank_like, q.images))) for q in questions])
+        for question, reply, reply_blank in zip(questions, seen, blank, strict=True):
+            accepted = question.accepted
             yield Answered(
                 id=question.id,
-                accepted=question.accepted,
+                accepted=accepted,
                 reply=_text(reply),
                 reply_blank_image=_text(reply_blank),
-                right=isinstance(reply, Reply) and task.is_right(reply.text, question.accepted),
+                right=isinstance(reply, Reply) and task.is_right(reply.text, accepted),
                 right_blank_image=isinstance(reply_blank, Reply)
-                and task.is_right(reply_blank.text, question.accepted),
+                and task.is_right(reply_blank.text, accepted),
                 problem=reply.detail if isinstance(reply, Failure) else None,
             )
 
-
-def _replies(backend: Backend, requests: Sequence[Request]) -> list[Reply | Failure]:
-    """One answer each; a request that cannot be asked is a failure of its own."""
-    prompts: dict[int, Any] = {}
-    found: dict[int, Reply | Failure] = {}
-    for number, request in enumerate(requests):
-        try:
-            prompts[number] = backend.prepare(request)
-        except Refused as refused:
-            found[number] = refused.failure
-        except (BadImage, UserError) as error:
-            found[number] = Failure(reason="bad_request", detail=one_line(error))
-    if prompts:
-        found |= zip(prompts, backend.answer(list(prompts.values())), strict=True)
-    return [found[number] for number in range(len(requests))]
-
-
-def _request(
-    question: Question, pictures: Sequence[Image.Image], images: MemoryImages, max_new_tokens: int
-) -> Request:
-    refs = tuple(images.add_picture(picture) for picture in pictures)
-    return Request(turns=question.turns, images=refs, max_new_tokens=max_new_tokens)
+    def _replies(self, questions: Sequence[Question]) -> list[Reply | Failure]:
+        """One answer each; a question that cannot be asked is a failure of its own."""
+        prompts: dict[int, Any] = {}
+        found: dict[int, Reply | Failure] = {}
+        for number, question in enumerate(questions):
+            request = Request(
+                turns=question.turns,
+                images=tuple(self.images.add_picture(picture) for picture in question.images),
+                max_new_tokens=self.max_new_tokens,
+            )
+            try:
+                prompts[number] = self.backend.prepare(request)
+            except Refused as refused:
+                found[number] = refused.failure
+            except (BadImage, UserError) as error:
+                found[number] = Failure(reason="bad_request", detail=one_line(error))
+        if prompts:
+            found |= zip(prompts, self.backend.answer(list(prompts.values())), strict=True)
+        return [found[number] for number in range(len(questions))]
 
 
 def _text(reply: Reply | Failure) -> str:

@@ -382,6 +382,14 @@ class SftConfig:
                 fix=f"give every task a name of its own, other than {HELD_OUT_LOSS}; keep_best is one of them, or "
                 f"{HELD_OUT_LOSS}",
             )
+        best = next((task for task in self.tasks if task.name == self.keep_best), None)
+        if best is not None and self.save_every_steps % best.every_steps:
+            raise explain(
+                what=f"a checkpoint every {self.save_every_steps} steps, but the task {best.name} is asked every "
+                f"{best.every_steps}, so most checkpoints have no score",
+                where="training configuration, keep_best",
+                fix="let save_every_steps be a multiple of the task's every_steps",
+            )
         if self.mix_by_phase and self.steps is None:
             raise explain(
                 what="mix_by_phase is given with epochs, whose number of steps depends on the mixture",

@@ -22,7 +22,7 @@ from torch import nn
 
 from infinity_mm.engines.transformers import backend_for
 from infinity_mm.errors import explain
-from infinity_mm.eval.asking import Answered, accuracies, ask_task
+from infinity_mm.eval.asking import Answered, Asker, accuracies
 from infinity_mm.eval.memory_images import MemoryImages
 from infinity_mm.eval.tasks import Task, Writer, build_task
 from infinity_mm.training.config import HELD_OUT_LOSS, SftConfig, TaskConfig
@@ -101,17 +101,13 @@ class Measure:
         indices = [place * size // number for place in range(number)]
         with self._answering():
             images = MemoryImages()
-            backend = backend_for(self._model, self._processor, images, cache_bytes=_KEPT_BYTES)
-            own = list(
-                ask_task(
-                    backend,
-                    images,
-                    task,
-                    indices[self._accelerator.process_index :: world],
-                    max_new_tokens=config.max_new_tokens,
-                    batch=config.batch,
-                )
+            asker = Asker(
+                backend=backend_for(self._model, self._processor, images, cache_bytes=_KEPT_BYTES),
+                images=images,
+                max_new_tokens=config.max_new_tokens,
+                batch=config.batch,
             )
+            own = list(asker.ask(task, indices[self._accelerator.process_index :: world]))
         answered = [one for part in everywhere(self._accelerator, own) for one in part]
         self._answered(step, config.name, answered)
         return accuracies(answered) | {"seconds": time.perf_counter() - start}

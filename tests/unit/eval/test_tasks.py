@@ -14,7 +14,7 @@ from infinity_mm.engines.model_files import SHIPPED
 from infinity_mm.engines.prompting import Refused
 from infinity_mm.engines.transformers import TransformersSpec, backend_for
 from infinity_mm.errors import UserError
-from infinity_mm.eval.asking import Answered, accuracies, ask_task
+from infinity_mm.eval.asking import Answered, Asker, accuracies
 from infinity_mm.eval.memory_images import MemoryImages
 from infinity_mm.eval.tasks import ConversationTask, build_task
 from infinity_mm.eval.windtunnel import evaluate_windtunnel
@@ -80,8 +80,8 @@ def task(*conversations: Conversation | None, turns: Turns = "causal", **keys: A
 
 def ask(of: ConversationTask, longest: int = 99, batch: int = 2) -> list[Answered]:
     images = MemoryImages()
-    backend = Looks(images, longest)
-    return list(ask_task(backend, images, of, range(len(of)), max_new_tokens=8, batch=batch))
+    asker = Asker(backend=Looks(images, longest), images=images, max_new_tokens=8, batch=batch)
+    return list(asker.ask(of, range(len(of))))
 
 
 def test_every_answer_is_asked_for_after_what_stands_before_it() -> None:
@@ -137,7 +137,8 @@ def test_the_wind_tunnel_in_a_run_is_the_one_of_its_evaluation() -> None:
     options = {"world_seed": 11, "num_images": 4}
     world = build_task("windtunnel", options, write=place_images, grading="exact", accepted="whole")
     with torch.no_grad():
-        answered = list(ask_task(backend, images, world, range(len(world)), max_new_tokens=24, batch=5))
+        asker = Asker(backend=backend, images=images, max_new_tokens=24, batch=5)
+        answered = list(asker.ask(world, range(len(world))))
     same = ("accuracy", "accuracy_blank_image", "num_questions", "failures")
     assert accuracies(answered) == pytest.approx({key: found[key] for key in same}, abs=1e-4)
     assert found["accuracy"] > found["accuracy_blank_image"]

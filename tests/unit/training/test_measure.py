@@ -73,6 +73,11 @@ def test_the_best_checkpoint_may_follow_a_task(tmp_path: Path, monkeypatch: pyte
     assert best_checkpoint(tmp_path) is None
 
 
+def test_the_best_checkpoint_is_one_whose_task_was_asked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a checkpoint every 3 steps, but the task world is asked every 2"):
+        tiny_config(tmp_path, tasks=[TASK], keep_best="world", save_every_steps=3)
+
+
 def test_names_of_tasks_are_their_own_and_keep_best_is_one_of_them(tmp_path: Path) -> None:
     for changes in (
         {"tasks": [TASK, TASK]},
@@ -108,7 +113,7 @@ def test_the_model_is_given_back_as_it_was_also_after_an_error(
         raise MemoryError
 
     monkeypatch.setattr(Measure, "_ask", watched)
-    monkeypatch.setattr(measure, "ask_task", fails)
+    monkeypatch.setattr(measure, "backend_for", fails)
     with pytest.raises(MemoryError):
         train(tiny_config(tmp_path, tasks=[TASK]), quiet=True)
     assert found["before"] == found["after"] == (True, "sdpa_float32")
