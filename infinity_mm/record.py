@@ -100,6 +100,8 @@ class Score:
     """Entropy of those probabilities, in nats."""
     flags: tuple[str, ...] = ()
     """Named faults."""
+    reason: str = ""
+    """Why, in the judge's words, where it was asked for them."""
 
     @property
     def value(self) -> float | None:
@@ -120,6 +122,8 @@ class Call:
     """Journal key of the call."""
     temperature: float
     seed: int
+    simulated: bool = False
+    """True where no model was called: what it is part of can be looked at, and never published."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +150,11 @@ class Sample:
     decision: str | None = None
     """keep, rewrite or drop, by policy."""
     calls: tuple[Call, ...] = ()
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether any word or figure in it was made up by a simulated run."""
+        return any(call.simulated for call in self.calls)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, exact round trip."""

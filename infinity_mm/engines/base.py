@@ -29,6 +29,9 @@ class Request:
     """Number of the draw, for several samples of one request."""
     choices: tuple[str, ...] = ()
     """If given, the reply is one of these, and carries their log-probabilities where the engine has them."""
+    schema: str | None = None
+    """Canonical JSON of the JSON schema the reply is to follow. Engines that can, force it; the others are told by
+    the prompt alone, so whoever reads the reply checks it."""
 
     def key(self, fingerprint: str) -> str:
         """The journal key: canonical request, image hashes, engine, seed and draw number."""
@@ -41,6 +44,8 @@ class Request:
             "seed": self.seed,
             "draw": self.draw,
         }
+        if self.schema is not None:
+            body["schema"] = self.schema
         return digest(fingerprint, canonical_json(body))
 
 
@@ -54,6 +59,12 @@ class Reply:
     completion_tokens: int = 0
     choice_logprobs: tuple[float, ...] | None = None
     """Normalised log-probabilities of `Request.choices`, in their order."""
+    reasoning: str = ""
+    """What the model thought before it answered; journaled, never part of a sample."""
+    cached_tokens: int = 0
+    """Prompt tokens that the server took from its prefix cache, where it says so."""
+    simulated: bool = False
+    """True where no model said it (`simulate.py`): good for a look at shapes, never for data."""
     from_journal: bool = False
     """True when no model was called for it now."""
 
@@ -85,6 +96,8 @@ class Capabilities:
     """Whether a request's seed decides its sampling."""
     reproducible: Literal["exact", "best_effort"]
     """Whether two fresh runs give the same bytes, whatever the batching."""
+    independent: bool = False
+    """Whether the requests of one call do not wait for each other: the journal then has each reply as it comes."""
 
 
 @runtime_checkable

@@ -3,6 +3,9 @@
 requests --keys--> journal? --yes--> reply (from_journal)
                       |--no--> being asked now? --yes--> wait for that answer
                                      |--no--> inner engine --> put, sync, reply or failure
+
+Requests that the engine answers independently are asked one by one, so a kill loses no reply because its neighbour
+was still being written.
 """
 
 from __future__ import annotations
@@ -73,6 +76,16 @@ class Journaled:
         return _in_order(keys, answers)
 
     async def _ask(self, misses: Mapping[str, Request]) -> dict[str, Reply | Failure]:
+        if len(misses) == 1 or not self.capabilities.independent:
+            return await self._ask_together(misses)
+        asking = [asyncio.create_task(self._ask_together({key: request})) for key, request in misses.items()]
+        try:
+            return {key: answer for part in await asyncio.gather(*asking) for key, answer in part.items()}
+        finally:
+            for task in asking:
+                task.cancel()
+
+    async def _ask_together(self, misses: Mapping[str, Request]) -> dict[str, Reply | Failure]:
         loop = asyncio.get_running_loop()
         self._in_flight |= {key: loop.create_future() for key in misses}
         answers: dict[str, Reply | Failure] = {}
@@ -105,15 +118,20 @@ class Journaled:
         return answer if answer is not None else (await self.generate([request]))[0]
 
 
+_SYNC_EVERY_S = 0.005
+"""A disk that syncs faster gains nothing by it: a model takes longer, and each sync costs a thread its turn."""
+
+
 @final
 class _GroupCommit:
-    """Calls that end while one fsync runs share the next one."""
+    """Calls that end while one sync runs, or within `_SYNC_EVERY_S` of its start, share the next one."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._lock = asyncio.Lock()
         self._asked = 0
         self._done = 0
+        self._next_at = 0.0
 
     async def __call__(self) -> None:
         """Return when everything put before the call is on disk."""
@@ -122,32 +140,36 @@ class _GroupCommit:
         async with self._lock:
             if self._done >= mine:
                 return
+            loop = asyncio.get_running_loop()
+            if (early_s := self._next_at - loop.time()) > 0:
+                await asyncio.sleep(early_s)
+            self._next_at = loop.time() + _SYNC_EVERY_S
             upto = self._asked
             await asyncio.to_thread(self._journal.sync)
             self._done = upto
 
 
 def reply_value(reply: Reply) -> dict[str, Any]:
-    """What the journal keeps of a reply."""
-    return {
+    """What the journal keeps of a reply: the fields that say something."""
+    value: dict[str, Any] = {
         "text": reply.text,
         "finish_reason": reply.finish_reason,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
-        "choice_logprobs": None if reply.choice_logprobs is None else list(reply.choice_logprobs),
     }
+    if reply.choice_logprobs is not None:
+        value["choice_logprobs"] = list(reply.choice_logprobs)
+    for name in ("reasoning", "cached_tokens", "simulated"):
+        if said := getattr(reply, name):
+            value[name] = said
+    return value
 
 
 def reply_from(value: Mapping[str, Any]) -> Reply:
     """The reply that a journal line holds."""
-    logprobs = value["choice_logprobs"]
+    logprobs = value.get("choice_logprobs")
     return Reply(
-        text=value["text"],
-        finish_reason=value["finish_reason"],
-        prompt_tokens=value["prompt_tokens"],
-        completion_tokens=value["completion_tokens"],
-        choice_logprobs=None if logprobs is None else tuple(logprobs),
-        from_journal=True,
+        **{**value, "choice_logprobs": None if logprobs is None else tuple(logprobs)}, from_journal=True
     )
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
 from infinity_mm.errors import explain
+from infinity_mm.quality.phrases import main_script
 
 _FIELD = re.compile(r"\$([a-z0-9_]+)")
 
@@ -72,3 +74,8 @@ class PromptSet:
     def system(self) -> str:
         """The one system prompt of the set; empty means none."""
         return self.texts.get("system", "")
+
+    @cached_property
+    def script(self) -> str | None:
+        """The script it is written in (LATIN, CJK, ...), in which replies are expected; None without a letter."""
+        return main_script(" ".join(self.texts.values()))

@@ -110,6 +110,8 @@ class Metered:
                     self._metrics[f"outages.{answer.reason}"] += 1
             else:
                 self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
+                if answer.simulated:
+                    self._metrics["simulated"] += 1
                 self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens
                 self._metrics[f"completion_tokens.{self._stage}"] += answer.completion_tokens
         return answers

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 from infinity_mm.config import to_plain
 from infinity_mm.engines.base import Engine, EngineSpec
 from infinity_mm.engines.journaled import Journaled
+from infinity_mm.engines.simulate import SimulatedSpec
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Dropped, Quarantined, Sample, canonical_json, digest
@@ -64,7 +65,7 @@ class JourneyPass:
             canonical_json(config),
             canonical_json(PromptSet.load(self.config.prompts).texts),
             Tree.load(self.tree).fingerprint,
-            canonical_json([to_plain(self.teacher), to_plain(self.judge or self.teacher)]),
+            canonical_json([to_plain(spec) for spec in self._specs.values()]),
         )
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -89,7 +90,8 @@ class JourneyPass:
         async with AsyncExitStack() as stack:
             engines = await self._engines(run, stack)
             check_engines(stages, engines)
-            context = Context(engines=engines, prompts=prompts, seed=self.config.seed)
+            script = prompts.script if self.config.check_language else None
+            context = Context(engines=engines, prompts=prompts, seed=self.config.seed, script=script)
             yield _JourneyWorker(self, run, stages, context)
 
     async def _engines(self, run: Run, stack: AsyncExitStack) -> dict[str, Engine]:
@@ -97,13 +99,21 @@ class JourneyPass:
         journal = run.journal(self.name)
         opened: dict[str, Engine] = {}
         roles: dict[str, Engine] = {}
-        for role, spec in (("teacher", self.teacher), ("judge", self.judge or self.teacher)):
+        mode = "replay" if self.config.journal == "replay" else "record"
+        for role, spec in self._specs.items():
             key = canonical_json([type(spec).__name__, to_plain(spec)])
             if key not in opened:
                 engine = await stack.enter_async_context(spec.open(run.images))
-                opened[key] = Journaled(engine, journal, mode=self.config.journal)
+                opened[key] = Journaled(engine, journal, mode=mode)
             roles[role] = opened[key]
         return roles
+
+    @property
+    def _specs(self) -> dict[str, EngineSpec]:
+        """By role; a simulated run asks none of the configured engines, and is another pass for it."""
+        if self.config.journal == "simulate":
+            return dict.fromkeys(("teacher", "judge"), SimulatedSpec())
+        return {"teacher": self.teacher, "judge": self.judge or self.teacher}
 
 
 def _plan_units(pass_: JourneyPass, run: Run) -> tuple[str, ...]:

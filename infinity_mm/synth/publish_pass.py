@@ -1,6 +1,8 @@
 """Pass `publish` (P4): the conversations that stayed, cut into files for others.
 
 units of `dedup` grouped by rows --+ pairs of `journeys`, image bytes--> train-00000-of-00002.parquet, ...
+
+What a simulated run made up goes the same way to its last step and is dropped there.
 """
 
 from __future__ import annotations
@@ -13,15 +15,30 @@ from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
 from infinity_mm.errors import explain
-from infinity_mm.record import Emitted, Outcome, Quarantined, Sample, canonical_json, digest, settle
+from infinity_mm.record import (
+    Dropped,
+    Emitted,
+    Outcome,
+    Quarantined,
+    Sample,
+    canonical_json,
+    digest,
+    settle,
+)
+from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.storage.shards import read_jsonl
+from infinity_mm.synth.exchange import drop
 from infinity_mm.synth.journey_pass import PAIRS_FILE, set_aside
 from infinity_mm.synth.publish import parquet_bytes, row
 from infinity_mm.vision.images import BadImage
 
 if TYPE_CHECKING:
     from infinity_mm.runtime.run import Run
+
+NAME = "publish"
+SIMULATED = "simulated"
+"""Why a made-up row is dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +67,7 @@ class PublishPass:
     """The pass whose samples are published."""
     journeys: str = "journeys"
     """The pass, cut into the same units, that wrote the pairs of each conversation."""
-    name: str = "publish"
+    name: str = NAME
 
     def fingerprint(self) -> str:
         """Configuration."""
@@ -102,8 +119,12 @@ class _PublishWorker:
         outcomes: list[Outcome] = []
         for sample in samples:
             try:
-                rows.append(row(sample, [pairs[id_] for id_ in sample.parents], self._run.images))
-                outcomes.append(Emitted(sample=sample))
+                made = row(sample, [pairs[id_] for id_ in sample.parents], self._run.images)
+                if sample.is_simulated:
+                    outcomes.append(drop(sample, self._pass.name, SIMULATED))
+                else:
+                    rows.append(made)
+                    outcomes.append(Emitted(sample=sample))
             except BadImage as bad:  # the file was removed or replaced since it was read first
                 outcomes.append(
                     Quarantined(
@@ -116,6 +137,7 @@ class _PublishWorker:
             input_ids=ids,
             samples=[outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)],
             fates=settle(self._pass.name, ids, outcomes),
+            dropped=[set_aside(outcome) for outcome in outcomes if isinstance(outcome, Dropped)],
             quarantined=[set_aside(outcome) for outcome in outcomes if isinstance(outcome, Quarantined)],
             metrics={"rows": len(rows), "bytes": len(data)},
             files={file: data},
@@ -124,3 +146,15 @@ class _PublishWorker:
     def _pairs(self, unit: str) -> list[Sample]:
         lines = read_jsonl(self._run.read_file(self._pass.journeys, unit, PAIRS_FILE))
         return [Sample.from_json(canonical_json(line["sample"])) for line in lines]
+
+
+def refuse_simulated(run: Run) -> None:
+    """Raise `UserError` where the run's replies were made up: nothing of it may leave the run directory."""
+    manifest = run.manifest(NAME)
+    if manifest is None or not any(reason == SIMULATED for _, _, reason, _ in fate_counts(manifest.totals)):
+        return
+    raise explain(
+        what="this run was simulated: no model said any of it",
+        where=run.run_dir,
+        fix="run it again in a new run_dir with journal: record",
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import final
 
 from infinity_mm.engines.base import Reply
@@ -16,7 +17,7 @@ from infinity_mm.quality.policy import Policy, decide
 from infinity_mm.quality.verify import VerifyConfig, rewrite_fault
 from infinity_mm.record import Dropped, Emitted, Outcome, Sample
 from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep, unreadable
-from infinity_mm.synth.judge import JudgeConfig, judge_exchange, read_score, write_judge
+from infinity_mm.synth.judge import JudgeConfig, judge_exchange, judge_prompts, read_score, write_judge
 from infinity_mm.synth.stage import Context
 
 
@@ -52,7 +53,6 @@ class Rewrite:
     reads = frozenset({"question", "answer", "score", "decision"})
     writes = frozenset({"answer", "score", "decision", "previous"})
     roles = frozenset({"teacher", "judge"})
-    prompts = frozenset({"rewrite", "judge"})
     needs_probabilities = frozenset[str]()
 
     def __init__(self, config: RewriteConfig, policy: Policy, judge: JudgeConfig) -> None:
@@ -60,6 +60,7 @@ class Rewrite:
         self._config = config
         self._policy = policy
         self._judge = judge
+        self.prompts = judge_prompts(judge) | {"rewrite"}
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """Two calls per rewritten answer and round; samples that are kept cost none."""
@@ -78,11 +79,14 @@ class Rewrite:
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
             draw=draw,
+            words=True,
         )
         outcomes = await writer.run(samples, context, write=_write, read=self._read)
         drafts = [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
         judge = judge_exchange(self.name, self._judge, step="judge", draw=draw)
-        judged = iter(await judge.run(drafts, context, write=write_judge, read=self._compare))
+        judged = iter(
+            await judge.run(drafts, context, write=partial(write_judge, self._judge), read=self._compare)
+        )
         return [next(judged) if isinstance(outcome, Emitted) else outcome for outcome in outcomes]
 
     def _read(self, sample: Sample, reply: Reply) -> Outcome:
@@ -93,12 +97,11 @@ class Rewrite:
             decision=None,
             previous=(*sample.previous, (sample.answer or "", sample.score)),
         )
-        fault = "rewrite_cut_off" if reply.finish_reason == "length" else None
-        fault = fault or rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
+        fault = rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
         return drop(draft, self.name, fault) if fault else keep(draft)
 
     def _compare(self, draft: Sample, reply: Reply) -> Outcome:
-        score = read_score(reply)
+        score = read_score(reply, self._judge)
         if score is None:
             return unreadable(draft, self.name, "unreadable_score", reply)
         _, old_score = draft.previous[-1]

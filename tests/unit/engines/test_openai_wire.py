@@ -6,7 +6,7 @@ from nano import Drawn
 from PIL import Image
 
 from infinity_mm.engines.base import Request
-from infinity_mm.engines.openai_wire import chat_payload, data_uri, named_choice, read_reply, without_thinking
+from infinity_mm.engines.openai_wire import chat_payload, data_uri, named_choice, read_reply, split_thinking
 from infinity_mm.record import ImageSlot, Region, Text, Turn
 from infinity_mm.vision.images import BadImage
 
@@ -67,7 +67,9 @@ def test_a_conversation_keeps_its_turns_and_parts_in_order() -> None:
         images=(Drawn().image(0), Drawn().image(1)),
         max_new_tokens=4,
     )
-    payload = chat_payload(request, ["uri0", "uri1"], model="m", choice_field=None, extra_body={})
+    payload = chat_payload(
+        request, ["uri0", "uri1"], model="m", choice_field=None, schema_field=None, extra_body={}
+    )
     assert payload["messages"] == [
         {"role": "system", "content": "be brief"},
         {
@@ -94,7 +96,7 @@ def test_a_conversation_keeps_its_turns_and_parts_in_order() -> None:
     ],
 )
 def test_thinking_is_left_out_of_the_text(text: str, visible: str) -> None:
-    assert without_thinking(text) == visible
+    assert split_thinking(text)[1] == visible
 
 
 @pytest.mark.parametrize(
