@@ -21,10 +21,15 @@ import yaml
 
 from infinity_mm.errors import explain
 
+try:  # libyaml is ten times as fast, and in every wheel of PyYAML
+    from yaml import CSafeLoader as _SafeLoader
+except ImportError:
+    from yaml import SafeLoader as _SafeLoader
+
 T = TypeVar("T")
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(_SafeLoader):
     """YAML that refuses a key given twice and reads `1e-3` as a number."""
 
 

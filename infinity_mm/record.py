@@ -13,8 +13,12 @@ import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
+_encode = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode  # made once: `json.dumps` with arguments makes one for every call
 SCHEMA_VERSION = 1
 """Version of the rows written to shards; a reader refuses another."""
 
@@ -158,7 +162,11 @@ class Sample:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, exact round trip."""
-        return canonical_json(_plain(self))
+        return canonical_json(self.to_plain())
+
+    def to_plain(self) -> dict[str, Any]:
+        """What its JSON holds, as dictionaries and lists."""
+        return _plain(self)
 
     @classmethod
     def from_json(cls, text: str) -> Sample:
@@ -306,7 +314,7 @@ def settle(stage: str, input_ids: Sequence[str], outcomes: Iterable[Outcome]) ->
 
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, UTF-8 kept."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encode(value)
 
 
 def digest(*parts: str) -> str:
@@ -325,14 +333,20 @@ def rng_for(seed: int, stage: str, sample_id: str) -> random.Random:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, (Text, ImageSlot, Region)):
-            plain["type"] = _PART_NAMES[type(value)]
-        return plain
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    return value
+    cls = type(value)
+    plain = {name: _plain(getattr(value, name)) for name in _field_names(cls)}
+    if cls in _PART_NAMES:
+        plain["type"] = _PART_NAMES[cls]
+    return plain
+
+
+@cache
+def _field_names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 _PART_NAMES = {Text: "text", ImageSlot: "image", Region: "region"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, canonical_json, digest
@@ -32,9 +32,16 @@ class Request:
     schema: str | None = None
     """Canonical JSON of the JSON schema the reply is to follow. Engines that can, force it; the others are told by
     the prompt alone, so whoever reads the reply checks it."""
+    _keys: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By fingerprint: a key is asked for by the journal, by the provenance, by a retry."""
 
     def key(self, fingerprint: str) -> str:
         """The journal key: canonical request, image hashes, engine, seed and draw number."""
+        if fingerprint not in self._keys:
+            self._keys[fingerprint] = self._key(fingerprint)
+        return self._keys[fingerprint]
+
+    def _key(self, fingerprint: str) -> str:
         body = {
             "turns": [[turn.role, [_plain(part) for part in turn.content]] for turn in self.turns],
             "images": [image.sha256 for image in self.images],

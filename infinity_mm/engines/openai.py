@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 _JSON = {"Content-Type": "application/json"}
+_WARNED_BYTES = 1 << 20
+"""aiohttp warns of a body from this size on, which an image soon has, unless it comes as a file; a file is slower."""
 _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
 UNPINNED = "unpinned"
@@ -210,8 +212,8 @@ class OpenAIEngine:
         import aiohttp
 
         try:
-            # As a file: aiohttp warns of a body of more than 1 MiB in one piece, and an image is soon that large.
-            async with self._session.post(url, data=io.BytesIO(body), headers=_JSON) as response:
+            data = body if len(body) < _WARNED_BYTES else io.BytesIO(body)
+            async with self._session.post(url, data=data, headers=_JSON) as response:
                 said = await response.text(errors="replace")
                 if response.status == 200:
                     return read_reply(said, choices), None

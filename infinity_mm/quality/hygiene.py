@@ -38,5 +38,7 @@ def reply_fault(reply: Reply, *, script: str | None) -> str | None:
 
 
 def _is_in_another(text: str, script: str) -> bool:
+    if script == "LATIN" and text.isascii():
+        return False
     own = _QUOTED.sub("", text)
     return sum(char.isalpha() for char in own) >= _MIN_LETTERS and main_script(own) != script

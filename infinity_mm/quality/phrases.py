@@ -44,10 +44,7 @@ def is_loop(text: str) -> bool:
     A degenerate model repeats until its budget is spent, so the end is where to look. A list may well say
     "10, 10, 10, 10": single words need more repeats than longer runs to count.
     """
-    words = text.split()
-    if any(_ends_periodic(words, period, 8 if period < 3 else 4) for period in range(1, _MAX_PERIOD + 1)):
-        return True
-    return any(_ends_periodic(list(text[-400:]), period, 16 if period < 3 else 8) for period in range(1, 25))
+    return _loops(text.split(), repeats=4) or _loops(list(text[-400:]), repeats=8)
 
 
 def main_script(text: str) -> str | None:
@@ -57,6 +54,12 @@ def main_script(text: str) -> str | None:
     names = (unicodedata.name(char, "?").split(" ")[0] for char in text if char.isalpha())
     scripts = Counter("CJK" if name in _EAST_ASIAN else name for name in names)
     return min(scripts, key=lambda script: (-scripts[script], script)) if scripts else None
+
+
+def _loops(items: list[str], *, repeats: int) -> bool:
+    """Whether the items end in `repeats` equal runs; runs of one or two must be there twice as often."""
+    periods = range(1, min(_MAX_PERIOD, len(items) // repeats) + 1)
+    return any(_ends_periodic(items, period, 2 * repeats if period < 3 else repeats) for period in periods)
 
 
 def _ends_periodic(items: list[str], period: int, repeats: int) -> bool:

@@ -182,13 +182,13 @@ def test_those_that_wait_for_a_server_go_elsewhere_when_it_goes_down() -> None:
         servers = endpoints("a", "b", max_in_flight=LOST_TO_OPEN)
         dying = [await placed(servers) for _ in range(LOST_TO_OPEN)]
         home = dying[0].endpoint.url
-        waiting = [asyncio.create_task(call(servers, SAID)) for _ in range(8)]
+        waiting = [asyncio.create_task(placed(servers)) for _ in range(8)]
         await asyncio.sleep(0)
         for place in dying:
             servers.give_back(place, LOST)
         # Four losses each handed their place on, before anybody could know; the fifth sent the rest elsewhere.
         went = await asyncio.gather(*waiting)
-        assert [url == home for url in went] == [True] * 4 + [False] * 4
+        assert [place.endpoint.url == home for place in went] == [True] * 4 + [False] * 4
 
     run(main())
 
