@@ -26,7 +26,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
@@ -77,13 +76,16 @@ class Stub(asyncio.Protocol):
             self._data = self._data[end + 4 + size :]
             Stub.in_flight += 1
             Stub.peak = max(Stub.peak, Stub.in_flight)
-            asyncio.get_running_loop().call_later(self.delay_s, self._answer)
+            last = b"connection: close" in head
+            asyncio.get_running_loop().call_later(self.delay_s, self._answer, last)
 
-    def _answer(self) -> None:
+    def _answer(self, last: bool) -> None:
         Stub.in_flight -= 1
         Stub.served += 1
         if not self._transport.is_closing():
             self._transport.write(_ANSWER % Stub.served)
+            if last:
+                self._transport.close()
 
 
 _CONTENT = json.dumps(
@@ -98,7 +100,9 @@ _CONTENT = json.dumps(
         "usage": {"prompt_tokens": 200, "completion_tokens": 12, "total_tokens": 212},
     }
 ).encode()
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (len(_CONTENT) + 4)
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
+    len(_CONTENT) + 4
+)
 _ANSWER = _HEAD + _CONTENT
 """With a place for a number of eight digits, so that no reply is another's double."""
 
@@ -189,9 +193,7 @@ class _Seed:
 
 def ours(url: str, number: int, in_flight: int, folder: str) -> tuple[float, float]:
     """Seconds of wall and of processor time in the pass `journeys`, its commits included."""
-    config = JourneyConfig(
-        stages=("ask", "styles", "answer", "merge"), styles=StylesConfig(names=("short",))
-    )
+    config = JourneyConfig(stages=("ask", "styles", "answer", "merge"), styles=StylesConfig(names=("short",)))
     teacher = OpenAISpec(base_url=url, model="stub", revision="1", max_in_flight=in_flight)
     journeys = JourneyPass(config=config, teacher=teacher, tree="default")
     run = Run(folder)
@@ -199,7 +201,8 @@ def ours(url: str, number: int, in_flight: int, folder: str) -> tuple[float, flo
     seeds = SeedPass(number=number // CALLS_PER_SAMPLE)
     run_passes([seeds], run, LocalExecutor())
     wall, cpu = time.perf_counter(), time.process_time()
-    global START; START = wall
+    global START
+    START = wall
     run_passes([seeds, journeys], run, LocalExecutor())
     seconds = time.perf_counter() - wall, time.process_time() - cpu
     kept = len(Journal(run.path("journal"), "reader"))
@@ -226,7 +229,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON of an environment that has it")
+    parser.add_argument(
+        "--peer", action="append", default=[], help="NAME=PYTHON of an environment that has it"
+    )
     args = parser.parse_args()
     ends = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(ends[1],), daemon=True)
@@ -268,7 +273,9 @@ def main() -> None:
         middle = statistics.median(seconds)
         every = ", ".join(f"{s:.2f}" for s in seconds)
         ratio = statistics.median(s / b for s, b in zip(seconds, walls["bare aiohttp"], strict=True))
-        print(f"| {name} | {middle:.2f} | {every} | {args.requests / middle:.0f} | {ratio:.2f} | {notes[name]} |")
+        print(
+            f"| {name} | {middle:.2f} | {every} | {args.requests / middle:.0f} | {ratio:.2f} | {notes[name]} |"
+        )
     print(f"\nThe latency alone allows {least and args.in_flight / 0.05:.0f} requests a second.")
     server.terminate()
 

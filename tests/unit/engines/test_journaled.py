@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ def test_a_reply_keeps_all_its_fields_through_the_journal(tmp_path: Path) -> Non
         prompt_tokens=7,
         completion_tokens=3,
         choice_logprobs=(-0.1, -2.25),
+        reasoning="hm",
+        cached_tokens=5,
+        simulated=True,
     )
 
     class Says(Echo):
@@ -47,8 +51,7 @@ def test_a_reply_keeps_all_its_fields_through_the_journal(tmp_path: Path) -> Non
     for _ in range(2):
         [reply] = asyncio.run(Journaled(Says(), Journal(str(tmp_path), "w0")).generate([ask("a")]))
         assert isinstance(reply, Reply)
-        assert (reply.finish_reason, reply.prompt_tokens, reply.completion_tokens) == ("length", 7, 3)
-        assert reply.choice_logprobs == (-0.1, -2.25)
+        assert replace(reply, from_journal=False) == full
 
 
 def test_failures_are_asked_again_by_a_run_and_not_by_a_replay(tmp_path: Path) -> None:
@@ -191,3 +194,30 @@ def test_replaying_into_an_empty_journal_gives_a_journal_with_the_same_values(tm
     for request in requests:
         key = request.key("echo")
         assert Journal(new, "w1").get(key) == Journal(old, "w1").get(key)
+
+
+def test_a_reply_of_an_independent_engine_is_on_disk_while_its_neighbour_is_still_written(
+    tmp_path: Path,
+) -> None:
+    gate = asyncio.Event()
+
+    class Slow(Echo):
+        capabilities = replace(Echo.capabilities, independent=True)
+
+        async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+            if requests[0].turns[-1].text == "slow":
+                await gate.wait()
+            return await super().generate(requests)
+
+    echo = Slow()
+
+    async def run() -> list[Reply | Failure]:
+        engine = Journaled(echo, Journal(str(tmp_path), "w0"))
+        both = asyncio.create_task(engine.generate([ask("slow"), ask("quick")]))
+        await until(lambda: Journal(str(tmp_path), "other").get(ask("quick").key("echo")) is not None)
+        assert not both.done()
+        gate.set()
+        return await both
+
+    assert asyncio.run(run()) == [Reply(text="slow!"), Reply(text="quick!")]
+    assert echo.batches == [["quick"], ["slow"]]
