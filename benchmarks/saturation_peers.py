@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportUnusedExpression=false
 """The peers of `saturation.py`, each run by the Python of its own environment; prints the seconds it took.
 
     PYTHON saturation_peers.py datatrove|datatrove-checkpoints|curator|distilabel URL REQUESTS IN_FLIGHT
@@ -15,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROMPT = "Ask one question about the image, of the type fine_single/attribute/color. Example: What color is {i}? "
+PROMPT = (
+    "Ask one question about the image, of the type fine_single/attribute/color. Example: What color is {i}? "
+)
 PAD = "The question must be answerable from the image alone, short, and unlike the example. " * 12
 """So that a body is about as long as ours."""
 
@@ -103,7 +106,9 @@ def distilabel(url: str, number: int, in_flight: int) -> Callable[[], int]:
     from distilabel.steps.tasks import TextGeneration
 
     with Pipeline(name="saturation", cache_dir="cache") as pipeline:
-        load = LoadDataFromDicts(data=[{"instruction": text} for text in prompts(number)], batch_size=in_flight)
+        load = LoadDataFromDicts(
+            data=[{"instruction": text} for text in prompts(number)], batch_size=in_flight
+        )
         ask = TextGeneration(
             llm=OpenAILLM(model="stub", base_url=url, api_key="none"),  # type: ignore[arg-type]
             input_batch_size=in_flight,

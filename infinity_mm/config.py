@@ -21,12 +21,11 @@ import yaml
 
 from infinity_mm.errors import explain
 
-try:  # libyaml is ten times as fast, and in every wheel of PyYAML
-    from yaml import CSafeLoader as _SafeLoader
-except ImportError:
-    from yaml import SafeLoader as _SafeLoader
-
 T = TypeVar("T")
+
+
+# libyaml's parser, where PyYAML was built with it, is ten times as fast.
+_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _StrictLoader(_SafeLoader):

@@ -196,7 +196,9 @@ def _limits(facts: Facts, summary: Mapping[str, Any], run: Mapping[str, Any]) ->
     judges, writers = by_stage.get("judge", set()), by_stage.get("answer", set())
     unpinned = sorted({safe(model) for _, model in facts.calls if f"@{UNPINNED}, " in model})
     for model in unpinned:
-        limits.append(f"Nobody said which weights these were, so that the same ones cannot be asked again: {model}.")
+        limits.append(
+            f"Nobody said which weights these were, so that the same ones cannot be asked again: {model}."
+        )
     if not judges:
         limits.append("No model judged the answers.")
     elif judges & writers:

@@ -190,7 +190,7 @@ class Exchange:
             )
         if printable(answer.text) != answer.text:
             return unreadable(sample, self.stage, "invalid_unicode", answer)
-        if self.words and (fault := reply_fault(answer, script=context.script)):
+        if self.words and (fault := reply_fault(answer, script=context.prompts.script)):
             return drop(sample, self.stage, fault, detail=answer.text[:SHOWN])
         try:
             return read(sample, answer)

@@ -63,7 +63,7 @@ class JourneyPass:
             self.name,
             self.after,
             canonical_json(config),
-            canonical_json(PromptSet.load(self.config.prompts).texts),
+            PromptSet.load(self.config.prompts).fingerprint,
             Tree.load(self.tree).fingerprint,
             canonical_json([to_plain(spec) for spec in self._specs.values()]),
         )
@@ -90,8 +90,7 @@ class JourneyPass:
         async with AsyncExitStack() as stack:
             engines = await self._engines(run, stack)
             check_engines(stages, engines)
-            script = prompts.script if self.config.check_language else None
-            context = Context(engines=engines, prompts=prompts, seed=self.config.seed, script=script)
+            context = Context(engines=engines, prompts=prompts, seed=self.config.seed)
             yield _JourneyWorker(self, run, stages, context)
 
     async def _engines(self, run: Run, stack: AsyncExitStack) -> dict[str, Engine]:

@@ -24,8 +24,6 @@ class Context:
     prompts: PromptSet
     seed: int
     """The run's seed; draws depend on it, the stage and the sample id alone."""
-    script: str | None = None
-    """Script that replies in free words are to be written in (LATIN, CJK, ...); None takes any."""
 
 
 @runtime_checkable

@@ -34,7 +34,7 @@ class JourneyConfig:
     seed: int = 0
     """Decides every draw, together with stage and sample id."""
     prompts: str = "default"
-    """Prompt set: `default` for real VLMs, `nano` for the wind tunnel's own, or the path of a folder."""
+    """Prompt set: `default` (English) or `chinese` for real VLMs, `nano` for the wind tunnel's own, or a folder."""
     stages: tuple[str, ...] = (
         "ask",
         "distinct",
@@ -62,8 +62,6 @@ class JourneyConfig:
     max_failed_share: float = 0.25
     """Largest share of a shard's calls that may fail for reasons that pass (a server that is down or overloaded).
     Above it the run stops instead of setting the shard aside; the same command goes on once the server is back."""
-    check_language: bool = True
-    """Whether questions and answers mainly in another script than the prompt set's are dropped, quotes apart."""
     journal: Literal["record", "replay", "simulate"] = "record"
     """`replay` asks no model: every reply must be in the run's journal. `simulate` makes replies up, to see the shape
     of a run: they are marked, and the publish pass lets none through."""
