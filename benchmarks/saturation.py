@@ -265,8 +265,8 @@ def main() -> None:
         for named in args.peer:
             name, _, python = named.partition("=")
             race(name, lambda n=name, p=python: (peer(p, n, url, args.requests, args.in_flight), None))
-        print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-    least = statistics.median(walls["bare aiohttp"])
+        latest = ", ".join(f"{name} {seconds[-1]:.2f} s" for name, seconds in walls.items())
+        print(f"round {number + 1} of {args.rounds}: {latest}", file=sys.stderr, flush=True)
     print(f"{args.requests:,} requests, {args.in_flight} in flight, 50 ms each\n")
     print("| | s (median) | s (all) | requests/s | against bare | |\n|---|---|---|---|---|---|")
     for name, seconds in walls.items():
@@ -276,7 +276,7 @@ def main() -> None:
         print(
             f"| {name} | {middle:.2f} | {every} | {args.requests / middle:.0f} | {ratio:.2f} | {notes[name]} |"
         )
-    print(f"\nThe latency alone allows {least and args.in_flight / 0.05:.0f} requests a second.")
+    print(f"\nThe latency alone allows {args.in_flight / Stub.delay_s:.0f} requests a second.")
     server.terminate()
 
 
