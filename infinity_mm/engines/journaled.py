@@ -20,6 +20,8 @@ from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Reque
 from infinity_mm.errors import UserError, explain
 from infinity_mm.storage.journal import Journal
 
+_Awaited = asyncio.Future[Reply | Failure | None]
+
 
 @final
 class Journaled:
@@ -37,7 +39,7 @@ class Journaled:
         self._engine = engine
         self._journal = journal
         self._mode = mode
-        self._in_flight: dict[str, asyncio.Future[Reply | Failure | None]] = {}
+        self._in_flight: dict[str, _Awaited] = {}
         """Key -> what another call will get; None if that call was cancelled or raised."""
         self._commit = _GroupCommit(journal)
 
@@ -76,30 +78,33 @@ class Journaled:
         return _in_order(keys, answers)
 
     async def _ask(self, misses: Mapping[str, Request]) -> dict[str, Reply | Failure]:
-        if len(misses) == 1 or not self.capabilities.independent:
-            return await self._ask_together(misses)
-        asking = [asyncio.create_task(self._ask_together({key: request})) for key, request in misses.items()]
+        loop = asyncio.get_running_loop()
+        futures = {key: loop.create_future() for key in misses}
+        self._in_flight |= futures
+        parts = [[key] for key in misses] if self.capabilities.independent else [list(misses)]
+        asking = [asyncio.create_task(self._ask_together(part, misses, futures)) for part in parts]
         try:
             return {key: answer for part in await asyncio.gather(*asking) for key, answer in part.items()}
         finally:
             for task in asking:
                 task.cancel()
+            self._settle(futures, {})
 
-    async def _ask_together(self, misses: Mapping[str, Request]) -> dict[str, Reply | Failure]:
-        loop = asyncio.get_running_loop()
-        self._in_flight |= {key: loop.create_future() for key in misses}
-        answers: dict[str, Reply | Failure] = {}
-        try:
-            for key, answer in zip(misses, await self._engine.generate(list(misses.values())), strict=True):
-                answers[key] = self._recorded(key, answer)
-            await self._commit()
-            return {key: _fresh(answer) for key, answer in answers.items()}
-        except BaseException:
-            answers = {}
-            raise
-        finally:
-            for key in misses:
-                self._in_flight.pop(key).set_result(answers.get(key))
+    async def _ask_together(
+        self, keys: Sequence[str], misses: Mapping[str, Request], futures: Mapping[str, _Awaited]
+    ) -> dict[str, Reply | Failure]:
+        asked = await self._engine.generate([misses[key] for key in keys])
+        answers = {key: self._recorded(key, answer) for key, answer in zip(keys, asked, strict=True)}
+        await self._commit()
+        self._settle({key: futures[key] for key in keys}, answers)
+        return {key: _fresh(answer) for key, answer in answers.items()}
+
+    def _settle(self, futures: Mapping[str, _Awaited], answers: Mapping[str, Reply | Failure]) -> None:
+        """Tell those that wait; None where the call was cancelled or raised, and they ask themselves."""
+        for key, future in futures.items():
+            if not future.done():
+                future.set_result(answers.get(key))
+                del self._in_flight[key]
 
     def _recorded(self, key: str, answer: Reply | Failure) -> Reply | Failure:
         """The reply as every later run will read it, which is what this run must use too."""
@@ -111,9 +116,7 @@ class Journaled:
             self._journal.put(_failure_key(key, number), {"failure": asdict(answer)})
         return answer
 
-    async def _wait(
-        self, future: asyncio.Future[Reply | Failure | None], request: Request
-    ) -> Reply | Failure:
+    async def _wait(self, future: _Awaited, request: Request) -> Reply | Failure:
         answer = await asyncio.shield(future)
         return answer if answer is not None else (await self.generate([request]))[0]
 
