@@ -443,6 +443,12 @@ def export_data(
     to: Annotated[
         str | None, typer.Option(help="messages, llava, infinity-mm, swift or llamafactory.")
     ] = None,
+    onto: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --to infinity-mm: the tars the images came from; each is written again, extended."
+        ),
+    ] = None,
     with_code: Annotated[
         bool, typer.Option("--with-code", help="Copy a checkpoint with the model's code beside it.")
     ] = False,
@@ -451,7 +457,8 @@ def export_data(
     """Write rows in the format of another tool (--to), or a checkpoint that loads without this package (--with-code).
 
     Image bytes stay as they are. Rows that the format cannot hold are listed in rejected.jsonl. Exits with 1 if no row
-    could be written. What --with-code writes loads in transformers and vLLM with trust_remote_code.
+    could be written. With --onto the turns that a run made are appended to the records whose images they are about.
+    What --with-code writes loads in transformers and vLLM with trust_remote_code.
     """
     if with_code == (to is not None):
         raise explain(
@@ -472,10 +479,18 @@ def export_data(
                 soft_wrap=True,
             )
         return
-    from infinity_mm.formats.convert import export_data
+    from infinity_mm.formats.convert import export_data, extend_data
 
+    if onto is not None and to != "infinity-mm":
+        raise explain(
+            what=f"--onto extends Infinity-MM's own tars, not {to}",
+            where="infinity-mm export",
+            fix="infinity-mm export RUN --to infinity-mm --onto SHARDS --out DIR",
+        )
     with _console(as_json).status(f"reading {run_or_folder}"):
-        summary = export_data(run_or_folder, to, out)
+        summary = (
+            export_data(run_or_folder, to, out) if onto is None else extend_data(run_or_folder, onto, out)
+        )
     _print_conversion(summary, out, as_json)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from infinity_mm.engines.base import Failure, Reply
+from infinity_mm.engines.base import Failure
 
 LOST_TO_OPEN = 5
 """Calls lost in a row after which a server counts as down."""
@@ -173,8 +173,8 @@ class Endpoints:
             elif await self._has_place(up):
                 return Place(up, loop.time(), is_probe=False)
 
-    def give_back(self, place: Place, answer: Reply | Failure | None) -> None:
-        """What the call brought; None if it was cancelled."""
+    def give_back(self, place: Place, answer: object) -> None:
+        """What the call brought, a failure or whatever else; None if it was cancelled."""
         now = asyncio.get_running_loop().time()
         endpoint, breaker = place.endpoint, place.endpoint.breaker
         endpoint.in_flight -= 1
@@ -189,7 +189,7 @@ class Endpoints:
             self._down_since = None
         if reason in _OVERLOADED:
             endpoint.limit.overloaded(sent_at=place.sent_at, now=now)
-        elif isinstance(answer, Reply):
+        elif answer is not None and not reason:
             endpoint.limit.answered(sent_at=place.sent_at, now=now)
         if breaker.due_at != before:
             self._changed.set()

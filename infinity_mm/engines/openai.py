@@ -15,18 +15,29 @@ import json
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+    no_likelihoods,
+)
 from infinity_mm.engines.endpoints import Endpoints
 from infinity_mm.engines.lru import BytesLru
+from infinity_mm.engines.openai_score import Post, Scorer
 from infinity_mm.engines.openai_wire import SchemaField, chat_payload, data_uri, read_error, read_reply
-from infinity_mm.engines.prompting import Refused
+from infinity_mm.engines.prompting import Refused, split_scoring
 from infinity_mm.errors import explain, need
 from infinity_mm.record import ImageRef, canonical_json
 from infinity_mm.vision.images import BadImage
@@ -34,6 +45,7 @@ from infinity_mm.vision.images import BadImage
 if TYPE_CHECKING:
     import aiohttp
 
+T = TypeVar("T")
 _JSON = {"Content-Type": "application/json"}
 _WARNED_BYTES = 1 << 20
 """aiohttp warns of a body from this size on, which an image soon has, unless it comes as a file; a file is slower."""
@@ -41,6 +53,8 @@ _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
 UNPINNED = "unpinned"
 """In the place of a revision that nobody declared; the data set's card looks for it."""
+ENDPOINT_DOWN = "endpoint_down"
+"""Why a call failed that was never sent."""
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -81,6 +95,8 @@ class OpenAISpec:
     schema_field: SchemaField | None = None
     """The server's field that forces `Request.schema`: `response_format` is OpenAI's, the others are vLLM's. None: the
     prompt alone asks for the form, and one repair call mends what does not have it."""
+    likelihood: bool = False
+    """Whether the server scores given texts, which vLLM does (`prompt_logprobs`, and /tokenize beside /v1)."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Added to every call, as in {chat_template_kwargs: {enable_thinking: false}}."""
 
@@ -132,12 +148,13 @@ class OpenAIEngine:
         self._images = images
         self._secret = secret
         self._endpoints = Endpoints(
-            [url.rstrip("/") + "/chat/completions" for url in (spec.base_url, *spec.replicas)],
+            [url.rstrip("/") for url in (spec.base_url, *spec.replicas)],
             max_in_flight=spec.max_in_flight,
             slow_s=spec.timeout_s / 2,
             max_open_s=spec.max_backoff_s,
             max_down_s=spec.max_down_s,
         )
+        self._scorer = Scorer(model=spec.model, extra_body=spec.extra_body)
         self._uris: BytesLru[str, str] = BytesLru(_URI_CACHE_BYTES)
         self._reading: dict[str, asyncio.Task[str]] = {}
         settings = {
@@ -149,12 +166,13 @@ class OpenAIEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Text only: servers do not score given continuations without giving up their prefix cache."""
+        """No choices with probabilities: servers do not score several continuations of one prefill."""
         return Capabilities(
             images_per_prompt=self._spec.max_images,
             choice_logprobs=False,
             seeds=True,
             reproducible="best_effort",
+            likelihood=self._spec.likelihood,
             independent=True,
         )
 
@@ -169,13 +187,17 @@ class OpenAIEngine:
             return [await self._one(requests[0])]
         return list(await asyncio.gather(*(self._one(request) for request in requests)))
 
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """All scorings at once, as far as there are places."""
+        if not self._spec.likelihood:
+            return no_likelihoods(scorings)
+        return list(await asyncio.gather(*(self._one_scored(scoring) for scoring in scorings)))
+
     async def _one(self, request: Request) -> Reply | Failure:
         try:
-            if len(request.images) > self._spec.max_images:
-                raise Refused("too_many_images", f"{len(request.images)} of at most {self._spec.max_images}")
             payload = chat_payload(
                 request,
-                [await self._uri(image) for image in request.images],
+                await self._sent(request.images),
                 model=self._spec.model,
                 choice_field=self._spec.choice_field,
                 schema_field=self._spec.schema_field,
@@ -185,29 +207,68 @@ class OpenAIEngine:
             return refused.failure
         except (BadImage, OSError) as error:
             return Failure(reason="bad_image", detail=str(error))
-        body = json.dumps(payload).encode()
-        affinity = request.images[0].sha256 if request.images else str(request.seed)
-        attempt = 0
-        while True:
-            place = await self._endpoints.place(affinity)
-            if place is None:
-                detail = f"no server could be reached for {self._spec.max_down_s} s"
-                return Failure(reason="endpoint_down", detail=detail, retryable=True)
-            try:
-                answer, retry_after_s = await self._attempt(place.endpoint.url, body, request.choices)
-            except BaseException:
-                self._endpoints.give_back(place, None)
-                raise
-            self._endpoints.give_back(place, answer)
-            if isinstance(answer, Reply) or not answer.retryable or attempt == self._spec.max_retries:
-                return answer
-            rng = random.Random(f"{request.key(self.fingerprint)} {attempt}")
-            await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))
-            attempt += 1
+        return await self._posting(request)(
+            "chat/completions", payload, lambda body: read_reply(body, request.choices)
+        )
+
+    async def _one_scored(self, scoring: Scoring) -> Likelihood | Failure:
+        try:
+            _, text = split_scoring(scoring)
+            uris = await self._sent(scoring.images)
+        except Refused as refused:
+            return refused.failure
+        except (BadImage, OSError) as error:
+            return Failure(reason="bad_image", detail=str(error))
+        return await self._scorer.score(scoring, text, uris, self._posting(scoring))
+
+    async def _sent(self, images: Sequence[ImageRef]) -> list[str]:
+        if len(images) > self._spec.max_images:
+            raise Refused("too_many_images", f"{len(images)} of at most {self._spec.max_images}")
+        return [await self._uri(image) for image in images]
+
+    def _posting(self, asked: Request | Scoring) -> Post:
+        """Calls for one request or scoring: to the same server while that is up, with retries."""
+        affinity = asked.images[0].sha256 if asked.images else asked.key(self.fingerprint)
+
+        async def post(
+            path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
+        ) -> T | Failure:
+            body = json.dumps(payload).encode()
+            attempt = 0
+            while True:
+                answer, retry_after_s = await self._placed(affinity, path, body, read)
+                if not isinstance(answer, Failure) or not answer.retryable or answer.reason == ENDPOINT_DOWN:
+                    return answer
+                if attempt == self._spec.max_retries:
+                    return answer
+                rng = random.Random(f"{asked.key(self.fingerprint)} {attempt}")
+                await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))
+                attempt += 1
+
+        return post
+
+    async def _placed(
+        self, affinity: str, path: str, body: bytes, read: Callable[[str], T | Failure]
+    ) -> tuple[T | Failure, float | None]:
+        """One call, as soon as there is a place for it."""
+        place = await self._endpoints.place(affinity)
+        if place is None:
+            detail = f"no server could be reached for {self._spec.max_down_s} s"
+            return Failure(reason=ENDPOINT_DOWN, detail=detail, retryable=True), None
+        base = place.endpoint.url
+        # vLLM's /tokenize is no part of the protocol, and lies beside its version.
+        root = base.removesuffix("/v1") if path == "tokenize" else base
+        try:
+            answer, retry_after_s = await self._attempt(f"{root}/{path}", body, read)
+        except BaseException:
+            self._endpoints.give_back(place, None)
+            raise
+        self._endpoints.give_back(place, answer)
+        return answer, retry_after_s
 
     async def _attempt(
-        self, url: str, body: bytes, choices: Sequence[str]
-    ) -> tuple[Reply | Failure, float | None]:
+        self, url: str, body: bytes, read: Callable[[str], T | Failure]
+    ) -> tuple[T | Failure, float | None]:
         """One call, and what the server says about when to come back."""
         import aiohttp
 
@@ -216,7 +277,7 @@ class OpenAIEngine:
             async with self._session.post(url, data=data, headers=_JSON) as response:
                 said = await response.text(errors="replace")
                 if response.status == 200:
-                    return read_reply(said, choices), None
+                    return read(said), None
                 failure = read_error(response.status, said)
                 return self._redacted(failure), _seconds(response.headers.get("Retry-After"))
         except TimeoutError:

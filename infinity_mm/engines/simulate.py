@@ -16,7 +16,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 from infinity_mm.vision.images import BadImage
 
 FINGERPRINT = "simulated: no model"
@@ -42,7 +51,7 @@ class Simulated:
     """Answers everything; its images are read, because a run has to show that they can be."""
 
     capabilities = Capabilities(
-        images_per_prompt=1 << 16, choice_logprobs=True, seeds=True, reproducible="exact"
+        images_per_prompt=1 << 16, choice_logprobs=True, seeds=True, reproducible="exact", likelihood=True
     )
     fingerprint = FINGERPRINT
 
@@ -51,15 +60,19 @@ class Simulated:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Made up, and marked so."""
-        return [self._one(request) for request in requests]
+        return [self._unseen(request) or made_up(request) for request in requests]
 
-    def _one(self, request: Request) -> Reply | Failure:
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """Made up, and marked so."""
+        return [self._unseen(scoring) or made_up_likelihood(scoring) for scoring in scorings]
+
+    def _unseen(self, asked: Request | Scoring) -> Failure | None:
         try:
-            for image in request.images:
+            for image in asked.images:
                 self._images.read(image)
         except (BadImage, OSError) as error:
             return Failure(reason="bad_image", detail=str(error))
-        return made_up(request)
+        return None
 
 
 def made_up(request: Request) -> Reply | Failure:
@@ -97,6 +110,13 @@ def made_up(request: Request) -> Reply | Failure:
         completion_tokens=len(text.split()),
         simulated=True,
     )
+
+
+def made_up_likelihood(scoring: Scoring) -> Likelihood:
+    """A function of the scoring's key alone."""
+    rng = random.Random(scoring.key(FINGERPRINT))
+    num_tokens = max(1, len(scoring.turns[-1].text.split()))
+    return Likelihood(mean_logprob=-3 * rng.random(), num_tokens=num_tokens, simulated=True)
 
 
 def _logprobs(rng: random.Random, number: int) -> tuple[float, ...]:

@@ -58,6 +58,7 @@ class EngineConfig:
     image_max_px: int | None = None
     choice_field: str | None = None
     schema_field: str | None = None
+    likelihood: bool | None = None
     extra_body: dict[str, Any] | None = None
 
     journal: str | None = None

@@ -61,6 +61,7 @@ class Prompt:
 Write = Callable[[Sample], Prompt]
 Read = Callable[[Sample, Reply], Outcome]
 Room = Callable[[Sample], int]
+Unsaid = Callable[[Sample, Failure], Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,8 @@ class Exchange:
     """Canonical JSON schema: `read` then gets the value as canonical JSON, whatever stood around it."""
     step: str = ""
     """Which call it is, for a stage that makes several: part of its provenance and seeds."""
+    without_images: bool = False
+    """Leaves the images out. The question alone is asked then, so pairs with one parent get one seed and one reply."""
 
     async def run(
         self,
@@ -89,10 +92,12 @@ class Exchange:
         write: Write,
         read: Read,
         room: Room | None = None,
+        unsaid: Unsaid | None = None,
     ) -> list[Outcome]:
         """One outcome per sample, in order; a record in it has this call's provenance.
 
-        `room`: tokens for one sample, where they differ; `max_new_tokens` otherwise.
+        `room`: tokens for one sample, where they differ; `max_new_tokens` otherwise. `unsaid`: what it means that the
+        model answered nothing of use, where that is an answer too; such samples are quarantined otherwise.
         """
         engine = context.engines[self.role]
         asked: list[tuple[int, Prompt, Request]] = []
@@ -115,7 +120,7 @@ class Exchange:
             requests = [request for _, _, request in asked]
             answers, calls = await self._as_json(requests, answers, calls, context)
         for (place, _, _), answer, made in zip(asked, answers, calls, strict=True):
-            outcomes[place] = _with_calls(self._read(samples[place], answer, context, read), made)
+            outcomes[place] = _with_calls(self._read(samples[place], answer, context, read, unsaid), made)
         return [outcomes[place] for place in range(len(samples))]
 
     async def _as_json(
@@ -166,20 +171,26 @@ class Exchange:
         return f"{self.stage}.{self.step}" if self.step else self.stage
 
     def _request(self, sample: Sample, prompt: Prompt, context: Context, tokens: int) -> Request:
+        shown = replace(sample, images=()) if self.without_images else sample
+        drawn_for = sample.parents[0] if self.without_images and sample.parents else sample.id
         return Request(
             turns=turns_for(
-                sample, context.prompts.render(prompt.name, **prompt.fields), context.prompts.system
+                shown, context.prompts.render(prompt.name, **prompt.fields), context.prompts.system
             ),
-            images=sample.images,
+            images=shown.images,
             max_new_tokens=tokens,
             temperature=self.temperature,
-            seed=seed_for(context.seed, self._label, sample.id, self.draw),
+            seed=seed_for(context.seed, self._label, drawn_for, self.draw),
             draw=self.draw,
             choices=self.choices,
             schema=self.schema,
         )
 
-    def _read(self, sample: Sample, answer: Reply | Failure, context: Context, read: Read) -> Outcome:
+    def _read(
+        self, sample: Sample, answer: Reply | Failure, context: Context, read: Read, unsaid: Unsaid | None
+    ) -> Outcome:
+        if isinstance(answer, Failure) and answer.is_said and unsaid is not None:
+            return unsaid(sample, answer)
         if isinstance(answer, Failure):
             return Quarantined(
                 id=sample.id,

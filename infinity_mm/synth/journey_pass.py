@@ -24,7 +24,7 @@ from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Dropped, Quarantined, Sample, canonical_json, digest
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
-from infinity_mm.storage.shards import jsonl_bytes
+from infinity_mm.storage.shards import jsonl_bytes, read_jsonl
 from infinity_mm.synth.journey import Journey, travel
 from infinity_mm.synth.stage import Context, Stage, check_engines
 from infinity_mm.synth.stages import JourneyConfig, build_stages
@@ -54,6 +54,10 @@ class JourneyPass:
     teacher: EngineSpec
     judge: EngineSpec | None = None
     """None: the teacher judges its own answers."""
+    scorer: EngineSpec | None = None
+    """Gives likelihoods; needed by the stage `loss` alone."""
+    images_per_sample: int = 1
+    """Most images that one sample has; the engines must take as many in one request."""
     tree: str
     """Instruction tree the plan was made with: definitions of types and the styles that suit them."""
     after: str = "plan"
@@ -69,7 +73,7 @@ class JourneyPass:
             canonical_json(config),
             PromptSet.load(self.config.prompts).fingerprint,
             Tree.load(self.tree).fingerprint,
-            canonical_json([to_plain(spec) for spec in self._specs.values()]),
+            canonical_json([[role, to_plain(spec)] for role, spec in self._specs().items()]),
         )
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -93,11 +97,17 @@ class JourneyPass:
         stages = build_stages(self.config, Tree.load(self.tree), prompts)
         async with AsyncExitStack() as stack:
             engines = await self._engines(run, stack)
-            check_engines(stages, engines)
+            check_engines(stages, engines, images=self.images_per_sample)
             context = Context(engines=engines, prompts=prompts, seed=self.config.seed)
             stack.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(_SWITCH_S)
             yield _JourneyWorker(self, run, stages, context)
+
+    def _specs(self) -> dict[str, EngineSpec]:
+        """By role; a simulated run asks none of the configured engines, and is another pass for it."""
+        specs = {"teacher": self.teacher, "judge": self.judge or self.teacher}
+        specs |= {} if self.scorer is None else {"scorer": self.scorer}
+        return dict.fromkeys(specs, SimulatedSpec()) if self.config.journal == "simulate" else specs
 
     async def _engines(self, run: Run, stack: AsyncExitStack) -> dict[str, Engine]:
         """By role; two roles with the same specification share one engine, and so its prefix cache."""
@@ -105,20 +115,13 @@ class JourneyPass:
         opened: dict[str, Engine] = {}
         roles: dict[str, Engine] = {}
         mode = "replay" if self.config.journal == "replay" else "record"
-        for role, spec in self._specs.items():
+        for role, spec in self._specs().items():
             key = canonical_json([type(spec).__name__, to_plain(spec)])
             if key not in opened:
                 engine = await stack.enter_async_context(spec.open(run.images))
                 opened[key] = Journaled(engine, journal, mode=mode)
             roles[role] = opened[key]
         return roles
-
-    @property
-    def _specs(self) -> dict[str, EngineSpec]:
-        """By role; a simulated run asks none of the configured engines, and is another pass for it."""
-        if self.config.journal == "simulate":
-            return dict.fromkeys(("teacher", "judge"), SimulatedSpec())
-        return {"teacher": self.teacher, "judge": self.judge or self.teacher}
 
 
 def _plan_units(pass_: JourneyPass, run: Run) -> tuple[str, ...]:
@@ -198,6 +201,12 @@ def check_outages(metrics: Mapping[str, float], max_failed_share: float) -> None
             where="engines (configuration)",
             fix="look after the server and run the same command again, or raise max_failed_share to set them aside",
         )
+
+
+def read_pairs(run: Run, pass_name: str, unit: str) -> list[Sample]:
+    """The pairs that a unit committed."""
+    lines = read_jsonl(run.read_file(pass_name, unit, PAIRS_FILE))
+    return [Sample.from_json(canonical_json(line["sample"])) for line in lines]
 
 
 def set_aside(outcome: Dropped | Quarantined) -> dict[str, Any]:
