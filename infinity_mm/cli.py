@@ -74,7 +74,8 @@ def evaluate(
     if task != "windtunnel":
         raise explain(what=f"there is no task `{task}`", where="--task", fix="use windtunnel")
     from infinity_mm.engines.transformers import TransformersSpec
-    from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
+    from infinity_mm.eval.memory_images import MemoryImages
+    from infinity_mm.eval.windtunnel import evaluate_windtunnel
 
     with _console(as_json).status(f"asking {model} about {images} held-out images"):
         result = evaluate_windtunnel(
@@ -262,6 +263,9 @@ def doctor(
             help="Instead: does packing keep samples apart with this checkpoint, per attention backend?",
         ),
     ] = None,
+    convert: Annotated[
+        bool, typer.Option(help="With --packing: check what model.convert makes of the checkpoint.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Look at versions, GPU, memory, disk, Ray, Hub and model server, with a fix for every finding; 1 on problems."""
@@ -270,7 +274,7 @@ def doctor(
     if packing is not None:
         from infinity_mm.doctor.packing import check_packing, is_isolated, print_packing
 
-        results = check_packing(packing)
+        results = check_packing(packing, convert=convert)
         _print_json({"packing": [asdict(one) for one in results]}) if as_json else print_packing(
             results, Console()
         )
@@ -368,7 +372,7 @@ def teacher(
 ) -> None:
     """Measure a teacher: its questions, its judging (also blind), what a cut at 8 keeps of its answers."""
     from infinity_mm.engines.transformers import TransformersSpec
-    from infinity_mm.eval.windtunnel import MemoryImages
+    from infinity_mm.eval.memory_images import MemoryImages
     from infinity_mm.windtunnel.teacher import measure_teacher
 
     with _console(as_json).status(f"measuring {model} on {images} held-out images"):

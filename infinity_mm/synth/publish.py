@@ -138,6 +138,7 @@ def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
                 "type": pair.instruction_type,
                 "style": pair.style,
                 "score": None if pair.score is None else asdict(pair.score),
+                "labels": {label.name: label.value for label in pair.labels},
                 "rewritten": bool(pair.previous),
                 "calls": [asdict(call) for call in pair.calls],
             }
