@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -14,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from infinity_mm.engines.base import ImageReader, Reply, Request
 from infinity_mm.engines.lru import BytesLru
-from infinity_mm.engines.prompting import Refused, chat_messages, choice_reply
+from infinity_mm.engines.prompting import ChatTemplate, Refused, choice_reply
 from infinity_mm.engines.sampling import Sampler
 from infinity_mm.record import ImageRef
 from infinity_mm.vision.images import decode_image
@@ -45,23 +44,12 @@ class AnyModel:
         self._eos_ids: list[int] = (
             eos if isinstance(eos, list) else [self._tokenizer.eos_token_id if eos is None else eos]
         )
-        self._special = re.compile(
-            "|".join(re.escape(text) for text in self._tokenizer.all_special_tokens) or "(?!)"
-        )
+        self._template = ChatTemplate(processor)
 
     def prepare(self, request: Request) -> Prompt:
         """Fill in the template and decode the images; raises `Refused` or `BadImage`."""
-        messages = chat_messages(request)
-        parts = [part for message in messages for part in message["content"]]
-        for text in [part["text"] for part in parts if part["type"] == "text"] + list(request.choices):
-            if found := self._special.search(text):
-                raise Refused(
-                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
-                )
-        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        pictures = tuple(
-            self._picture(request.images[part["index"]]) for part in parts if part["type"] == "image"
-        )
+        text, images = self._template.fill(request)
+        pictures = tuple(self._picture(image) for image in images)
         return Prompt(request=request, text=text, pictures=pictures)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:

@@ -134,6 +134,7 @@ def reply_value(reply: Reply) -> dict[str, Any]:
         "finish_reason": reply.finish_reason,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
+        "cached_tokens": reply.cached_tokens,
         "choice_logprobs": None if reply.choice_logprobs is None else list(reply.choice_logprobs),
     }
 
@@ -146,6 +147,7 @@ def reply_from(value: Mapping[str, Any]) -> Reply:
         finish_reason=value["finish_reason"],
         prompt_tokens=value["prompt_tokens"],
         completion_tokens=value["completion_tokens"],
+        cached_tokens=value["cached_tokens"],
         choice_logprobs=None if logprobs is None else tuple(logprobs),
         from_journal=True,
     )

@@ -95,6 +95,7 @@ def read_reply(body: str, choices: Sequence[str]) -> Reply | Failure:
         reason = choice.get("finish_reason")
         prompt_tokens = int(usage.get("prompt_tokens") or 0)
         completion_tokens = int(usage.get("completion_tokens") or 0)
+        cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Failure(
             reason="bad_reply", detail=f"{type(error).__name__}: {error} in {body[:300]!r}", retryable=True
@@ -115,6 +116,7 @@ def read_reply(body: str, choices: Sequence[str]) -> Reply | Failure:
         finish_reason="length" if reason == "length" else "stop",
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
+        cached_tokens=cached_tokens,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 from infinity_mm.engines.base import Failure, Reply, Request
-from infinity_mm.record import ImageSlot, Region, Text, digest
+from infinity_mm.record import ImageRef, ImageSlot, Region, Text, digest
 
 
 class Refused(Exception):  # noqa: N818 (a fact about a request, not a programming error)
@@ -40,6 +41,35 @@ def chat_messages(request: Request) -> list[dict[str, Any]]:
                     parts.append({"type": "image", "index": index})
         messages.append({"role": turn.role, "content": parts})
     return messages
+
+
+@final
+class ChatTemplate:
+    """The chat template of a processor of transformers, and the control marks that no text may hold."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._image_token: str | None = getattr(processor, "image_token", None)
+        marks = processor.tokenizer.all_special_tokens
+        self._special = re.compile("|".join(re.escape(mark) for mark in marks) or "(?!)")
+
+    def fill(self, request: Request) -> tuple[str, list[ImageRef]]:
+        """The prompt, and the images of its placeholders in their order; raises `Refused`."""
+        messages = chat_messages(request)
+        parts = [part for message in messages for part in message["content"]]
+        for text in [part["text"] for part in parts if part["type"] == "text"] + list(request.choices):
+            if found := self._special.search(text):
+                raise Refused(
+                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
+                )
+        prompt = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        images = [request.images[part["index"]] for part in parts if part["type"] == "image"]
+        if self._image_token is not None and prompt.count(self._image_token) != len(images):
+            raise Refused(
+                "placeholders",
+                f"{prompt.count(self._image_token)} image placeholders in the prompt, {len(images)} images",
+            )
+        return prompt, images
 
 
 def region_text(region: Region) -> str:

@@ -111,5 +111,6 @@ class Metered:
             else:
                 self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
                 self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens
+                self._metrics[f"cached_tokens.{self._stage}"] += answer.cached_tokens
                 self._metrics[f"completion_tokens.{self._stage}"] += answer.completion_tokens
         return answers

@@ -37,6 +37,8 @@ class Summary:
     calls_from_journal: int
     calls_failed: int
     prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt tokens, those the engines took from their prefix caches, where they say so."""
     completion_tokens: int
     images_read: int
     """Images that could be read and differ from each other."""
@@ -80,6 +82,7 @@ def summarise(
         calls_from_journal=_added(metrics, "from_journal."),
         calls_failed=_added(metrics, "failed_calls."),
         prompt_tokens=_added(metrics, "prompt_tokens."),
+        cached_tokens=_added(metrics, "cached_tokens."),
         completion_tokens=_added(metrics, "completion_tokens."),
         images_read=manifests["unique"].totals["out"],
         questions_planned=int(manifests["plan"].metrics["questions_planned"]),
