@@ -12,13 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, final
+from typing import Any, Self, final
 
-from infinity_mm.engines.base import Capabilities, Engine, EngineDead, Failure, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    EngineDead,
+    Failure,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 from infinity_mm.engines.lru import BytesLru
 from infinity_mm.errors import explain
 from infinity_mm.record import ImageSlot
@@ -34,10 +43,10 @@ Picture = tuple[str, ...]
 
 @dataclass(frozen=True, eq=False)
 class _Suspect:
-    """A request that was in flight when the engine died."""
+    """A request or scoring that was in flight when the engine died."""
 
-    request: Request
-    answer: asyncio.Future[Reply | Failure]
+    request: Request | Scoring
+    answer: asyncio.Future[Any]
 
 
 @final
@@ -96,12 +105,16 @@ class Guarded:
         """One answer per request, in order, whatever it takes."""
         return list(await asyncio.gather(*(self._one(request) for request in requests)))
 
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """The same for likelihoods."""
+        return list(await asyncio.gather(*(self._one(scoring) for scoring in scorings)))
+
     @property
     def _engine(self) -> Engine:
         assert self._life is not None, "Guarded is used outside of its `async with` block"
         return self._life.engine
 
-    async def _one(self, request: Request) -> Reply | Failure:
+    async def _one(self, request: Request | Scoring) -> Any:
         if (problem := wrong_slots(request)) is not None:
             return problem
         while not self._open.is_set():  # not `if`: who is let in first may find the engine dead again
@@ -125,9 +138,13 @@ class Guarded:
                 self._sifting = asyncio.create_task(self._inquire(), name="poison-guard")
         return await suspect.answer
 
-    async def _ask(self, request: Request) -> Reply | Failure:
-        answer = (await self._engine.generate([request]))[0]
-        if isinstance(answer, Reply):
+    async def _ask(self, request: Request | Scoring) -> Reply | Likelihood | Failure:
+        engine = self._engine
+        asked: Awaitable[Sequence[Reply | Likelihood | Failure]] = (
+            engine.generate([request]) if isinstance(request, Request) else engine.score([request])
+        )
+        answer = (await asked)[0]
+        if not isinstance(answer, Failure):
             self._restarts_in_a_row = 0
             self._harmless.put(_picture(request), True, num_bytes=1)
         return answer
@@ -231,7 +248,7 @@ class _Life:
             await self._over.wait()
 
 
-def wrong_slots(request: Request) -> Failure | None:
+def wrong_slots(request: Request | Scoring) -> Failure | None:
     """The failure of a request whose image slots are not its images, each once: servers have died of that as well."""
     slots = [part.index for turn in request.turns for part in turn.content if isinstance(part, ImageSlot)]
     if sorted(slots) == list(range(len(request.images))):
@@ -239,11 +256,11 @@ def wrong_slots(request: Request) -> Failure | None:
     return Failure(reason="bad_request", detail=f"image slots {slots} for {len(request.images)} images")
 
 
-def _picture(request: Request) -> Picture:
+def _picture(request: Request | Scoring) -> Picture:
     return tuple(image.sha256 for image in request.images) or (request.key(""),)
 
 
-def _killed(request: Request) -> Failure:
+def _killed(request: Request | Scoring) -> Failure:
     what = (
         "image " + ", ".join(image.sha256 for image in request.images) if request.images else "this request"
     )
@@ -258,7 +275,7 @@ def _halves(groups: Sequence[list[_Suspect]]) -> tuple[Sequence[list[_Suspect]],
     return groups[:middle], groups[middle:]
 
 
-def _settle(suspect: _Suspect, answer: Reply | Failure) -> None:
+def _settle(suspect: _Suspect, answer: Reply | Likelihood | Failure) -> None:
     """A caller that gave up is not told."""
     if not suspect.answer.done():
         suspect.answer.set_result(answer)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, final
 
-from infinity_mm.engines.base import Failure, Reply, Request
-from infinity_mm.record import ImageRef, ImageSlot, Region, Text, digest
+from infinity_mm.engines.base import Failure, Likelihood, Reply, Request, Scoring
+from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, digest
 
 
 class Refused(Exception):  # noqa: N818 (a fact about a request, not a programming error)
@@ -24,10 +24,10 @@ class Refused(Exception):  # noqa: N818 (a fact about a request, not a programmi
         return Failure(reason=reason, detail=detail)
 
 
-def chat_messages(request: Request) -> list[dict[str, Any]]:
+def chat_messages(turns: Sequence[Turn], images: Sequence[ImageRef]) -> list[dict[str, Any]]:
     """Messages of typed parts: `{"type": "text", "text": ...}` or `{"type": "image", "index": ...}`."""
     messages: list[dict[str, Any]] = []
-    for turn in request.turns:
+    for turn in turns:
         parts: list[dict[str, Any]] = []
         for part in turn.content:
             match part:
@@ -36,8 +36,8 @@ def chat_messages(request: Request) -> list[dict[str, Any]]:
                 case Region():
                     parts.append({"type": "text", "text": region_text(part)})
                 case ImageSlot(index=index):
-                    if index >= len(request.images):
-                        raise Refused("bad_request", f"image {index} of {len(request.images)}")
+                    if index >= len(images):
+                        raise Refused("bad_request", f"image {index} of {len(images)}")
                     parts.append({"type": "image", "index": index})
         messages.append({"role": turn.role, "content": parts})
     return messages
@@ -53,23 +53,46 @@ class ChatTemplate:
         marks = processor.tokenizer.all_special_tokens
         self._special = re.compile("|".join(re.escape(mark) for mark in marks) or "(?!)")
 
-    def fill(self, request: Request) -> tuple[str, list[ImageRef]]:
-        """The prompt, and the images of its placeholders in their order; raises `Refused`."""
-        messages = chat_messages(request)
+    def fill(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str] = ()
+    ) -> tuple[str, list[ImageRef]]:
+        """The prompt, and the images of its placeholders in their order; raises `Refused`.
+
+        `said`: what the model may say or said after it, held to the same rule.
+        """
+        messages = chat_messages(turns, images)
         parts = [part for message in messages for part in message["content"]]
-        for text in [part["text"] for part in parts if part["type"] == "text"] + list(request.choices):
+        for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
             if found := self._special.search(text):
                 raise Refused(
                     "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
                 )
         prompt = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        images = [request.images[part["index"]] for part in parts if part["type"] == "image"]
-        if self._image_token is not None and prompt.count(self._image_token) != len(images):
+        shown = [images[part["index"]] for part in parts if part["type"] == "image"]
+        if self._image_token is not None and prompt.count(self._image_token) != len(shown):
             raise Refused(
                 "placeholders",
-                f"{prompt.count(self._image_token)} image placeholders in the prompt, {len(images)} images",
+                f"{prompt.count(self._image_token)} image placeholders in the prompt, {len(shown)} images",
             )
-        return prompt, images
+        return prompt, shown
+
+
+def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:
+    """The turns that are read and the text that is scored; raises `Refused` if there is none."""
+    (message,) = chat_messages(scoring.turns[-1:], ())
+    text = "".join(part["text"] for part in message["content"])
+    if not text.strip():
+        raise Refused("nothing_to_score", "the last turn is empty")
+    return scoring.turns[:-1], text
+
+
+def likelihood(total_logprob: float, *, num_tokens: int, prompt_tokens: int) -> Likelihood:
+    """The likelihood of a text from the sum over its tokens; raises where the model gave no number."""
+    if not math.isfinite(total_logprob):
+        raise ArithmeticError(f"the log-probability of the text is {total_logprob}")
+    return Likelihood(
+        mean_logprob=total_logprob / num_tokens, num_tokens=num_tokens, prompt_tokens=prompt_tokens
+    )
 
 
 def region_text(region: Region) -> str:

@@ -13,24 +13,42 @@ import asyncio
 import importlib.util
 import itertools
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, TypeVar, cast, final
 
 from PIL import Image
 
-from infinity_mm.engines.base import Capabilities, Engine, EngineDead, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    EngineDead,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 from infinity_mm.engines.guard import Guarded
 from infinity_mm.engines.lru import BytesLru
 from infinity_mm.engines.model_files import model_folder, model_hash
 from infinity_mm.engines.openai_wire import without_thinking
-from infinity_mm.engines.prompting import ChatTemplate, Refused, choice_reply, sampling_seed
+from infinity_mm.engines.prompting import (
+    ChatTemplate,
+    Refused,
+    choice_reply,
+    likelihood,
+    sampling_seed,
+    split_scoring,
+)
 from infinity_mm.engines.vllm_choices import Ids, choice_logprobs, forks
 from infinity_mm.errors import explain
-from infinity_mm.record import ImageRef, canonical_json
+from infinity_mm.record import ImageRef, Turn, canonical_json
 from infinity_mm.vision.images import BadImage, decode_image
 
+A = TypeVar("A", Reply, Likelihood)
 _MAX_BRANCHES = 128
 """Tokens that vLLM compares in one place."""
 _MAX_ASPECT = 200
@@ -164,6 +182,7 @@ class VllmEngine:
             choice_logprobs=True,
             seeds=True,
             reproducible="best_effort",
+            likelihood=True,
         )
 
     @property
@@ -173,9 +192,14 @@ class VllmEngine:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """All requests at once; raises `EngineDead` when vLLM's core is gone."""
-        return list(await asyncio.gather(*(self._one(request) for request in requests)))
+        return list(await asyncio.gather(*(self._safely(self._reply, request) for request in requests)))
 
-    async def _one(self, request: Request) -> Reply | Failure:
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """All texts at once; vLLM computes each prompt whole for this, its prefix cache holds no log-probabilities."""
+        return list(await asyncio.gather(*(self._safely(self._likelihood, scoring) for scoring in scorings)))
+
+    async def _safely(self, ask: Callable[[Any], Awaitable[A | Failure]], asked: Any) -> A | Failure:
+        """The answer; what is wrong with one request is its own failure."""
         from vllm.exceptions import VLLMClientError  # pyright: ignore[reportMissingImports]
         from vllm.v1.engine.exceptions import (  # pyright: ignore[reportMissingImports]
             EngineDeadError,
@@ -183,8 +207,7 @@ class VllmEngine:
         )
 
         try:
-            prompt = await asyncio.to_thread(self._prompt, request)
-            return await (self._choose(request, prompt) if request.choices else self._write(request, prompt))
+            return await ask(asked)
         except Refused as refused:
             return refused.failure
         except (BadImage, OSError) as error:
@@ -199,6 +222,22 @@ class VllmEngine:
         ) as error:  # a processor that raised, most often: this request's own trouble
             cause = error.__cause__ or error
             return Failure(reason="engine_error", detail=f"{type(cause).__name__}: {cause}")
+
+    async def _reply(self, request: Request) -> Reply | Failure:
+        prompt = await asyncio.to_thread(self._prompt, request.turns, request.images, request.choices)
+        return await (self._choose(request, prompt) if request.choices else self._write(request, prompt))
+
+    async def _likelihood(self, scoring: Scoring) -> Likelihood:
+        turns, text = split_scoring(scoring)
+        prompt = await asyncio.to_thread(self._prompt, turns, scoring.images, [text])
+        asked = {**prompt, "prompt": prompt["prompt"] + text}
+        output = await self._run(asked, max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        ids = list(self._tokenise(text))
+        if list(output.prompt_token_ids[-len(ids) :]) != ids:
+            raise Refused("no_span", f"{text[:100]!r} melts into the end of the prompt in this tokenizer")
+        logprobs = zip(ids, output.prompt_logprobs[-len(ids) :], strict=True)
+        total = sum(at_place[token].logprob for token, at_place in logprobs)
+        return likelihood(total, num_tokens=len(ids), prompt_tokens=len(output.prompt_token_ids) - len(ids))
 
     async def _write(self, request: Request, prompt: Mapping[str, Any]) -> Reply | Failure:
         output = await self._run(
@@ -257,17 +296,19 @@ class VllmEngine:
             final = output
         return final
 
-    def _prompt(self, request: Request) -> dict[str, Any]:
-        if len(request.images) > self._spec.max_images:
-            raise Refused("too_many_images", f"{len(request.images)} of at most {self._spec.max_images}")
-        text, images = self._template.fill(request)
-        if not images:
+    def _prompt(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str]
+    ) -> dict[str, Any]:
+        if len(images) > self._spec.max_images:
+            raise Refused("too_many_images", f"{len(images)} of at most {self._spec.max_images}")
+        text, shown = self._template.fill(turns, images, said)
+        if not shown:
             return {"prompt": text}
         return {
             "prompt": text,
-            "multi_modal_data": {"image": [self._picture(image) for image in images]},
+            "multi_modal_data": {"image": [self._picture(image) for image in shown]},
             # Else vLLM hashes all pixels again in every call, to find them in its caches.
-            "multi_modal_uuids": {"image": [image.sha256 for image in images]},
+            "multi_modal_uuids": {"image": [image.sha256 for image in shown]},
         }
 
     def _picture(self, image: ImageRef) -> Image.Image:

@@ -10,10 +10,11 @@ import base64
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from infinity_mm.engines.base import Reply, Request
+from infinity_mm.engines.base import Engine, Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.guard import Guarded
 from infinity_mm.engines.vllm import VllmSpec
 from infinity_mm.record import ImageRef, ImageSlot, Text, Turn
@@ -34,11 +35,14 @@ class Files:
         return self.data[image.sha256]
 
 
-def request(files: Files, asked: dict[str, Any]) -> Request:
+def request(files: Files, asked: dict[str, Any]) -> Request | Scoring:
     images = tuple(files.add(base64.b64decode(data)) for data in asked["files"])
     content = (*(ImageSlot(i) for i in range(len(images))), Text(asked["question"]))
+    turn = Turn("user", content)
+    if "answer" in asked:
+        return Scoring(turns=(turn, Turn("assistant", (Text(asked["answer"]),))), images=images)
     return Request(
-        turns=(Turn("user", content),),
+        turns=(turn,),
         images=images,
         max_new_tokens=24,
         choices=tuple(asked.get("choices", ())),
@@ -47,17 +51,23 @@ def request(files: Files, asked: dict[str, Any]) -> Request:
     )
 
 
+async def answers_of(
+    engine: Engine, batch: Sequence[Request | Scoring]
+) -> Sequence[Reply | Likelihood | Failure]:
+    requests = [asked for asked in batch if isinstance(asked, Request)]
+    scorings = [asked for asked in batch if isinstance(asked, Scoring)]
+    replies, likelihoods = await asyncio.gather(engine.generate(requests), engine.score(scorings))
+    return [*replies, *likelihoods]
+
+
 async def main(model: str) -> None:
     files = Files()
     batches = [[request(files, asked) for asked in json.loads(line)] for line in sys.stdin]
     spec = VllmSpec(model=model, max_images=2, engine_args={"max_model_len": 2048})
     async with spec.open(files) as engine:
-        answers = [await engine.generate(batch) for batch in batches]
+        answers = [await answers_of(engine, batch) for batch in batches]
         assert isinstance(engine, Guarded)
-        said = [
-            [{"failed": not isinstance(answer, Reply)} | asdict(answer) for answer in batch]
-            for batch in answers
-        ]
+        said = [[asdict(answer) for answer in batch] for batch in answers]
         print(json.dumps({"answers": said, "restarts": engine.num_restarts, "engine": engine.fingerprint}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ask_vllm import Files, request
 from PIL import Image
 from reference import CASES, Reference
 
+from infinity_mm.engines.base import Failure, Likelihood, Scoring
 from infinity_mm.engines.model_files import SHIPPED
+from infinity_mm.engines.transformers import TransformersSpec
 from infinity_mm.serving.server import serve_environment
 
 PACKAGE = Path(sys.prefix) / "package"
@@ -73,6 +77,18 @@ def asked(name: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def likelihoods(answer: str) -> list[float]:
+    """Of the answer to every case, by the engine of transformers."""
+    files = Files()
+    scorings = [request(files, asked(name, answer=answer)) for name in CASES]
+
+    async def go() -> list[Likelihood | Failure]:
+        async with TransformersSpec(model=str(TEACHER)).open(files) as engine:
+            return await engine.score([each for each in scorings if isinstance(each, Scoring)])
+
+    return [each.mean_logprob if isinstance(each, Likelihood) else math.nan for each in asyncio.run(go())]
+
+
 def black() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
@@ -91,9 +107,10 @@ def test_greedy_replies_and_probabilities_of_choices_are_those_of_transformers()
         [asked("one sliced", temperature=1.0, seed=seed) for seed in (1, 1, 2, 3, 4)],
         [long],
         [long, asked("one sliced", question="<|image|>")],
+        [asked(name, answer="a red circle") for name in CASES],
     ]
     said = ask(batches)
-    greedy, chosen, sampled, _, (again, forged) = said["answers"]
+    greedy, chosen, sampled, _, (again, forged), scored = said["answers"]
     for (name, case), reply, choice in zip(CASES.items(), greedy, chosen, strict=True):
         expected = reference.say(case)
         assert reply["prompt_tokens"] == expected.prompt_tokens, name
@@ -102,6 +119,7 @@ def test_greedy_replies_and_probabilities_of_choices_are_those_of_transformers()
         total = math.log(sum(map(math.exp, scores)))
         assert choice["choice_logprobs"] == pytest.approx([s - total for s in scores], abs=1e-3), name
         assert choice["text"] == choices[scores.index(max(scores))], name
+    assert [each["mean_logprob"] for each in scored] == pytest.approx(likelihoods("a red circle"), abs=1e-3)
     assert sampled[0] == sampled[1]
     assert again["cached_tokens"] >= 512, "four blocks of 128 were in the cache"
     assert forged["reason"] == "special_token"

@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 from nano import Drawn, look
 
+from infinity_mm.engines.base import Request
 from infinity_mm.engines.prompting import ChatTemplate, Refused
+from infinity_mm.record import ImageRef
 
 
 class Processor:
@@ -18,9 +20,13 @@ class Processor:
         return "".join("<pic>" if part["type"] == "image" else part["text"] for part in parts)
 
 
+def filled(request: Request) -> tuple[str, list[ImageRef]]:
+    return ChatTemplate(Processor()).fill(request.turns, request.images, request.choices)
+
+
 def test_images_come_in_the_order_of_their_placeholders() -> None:
     images = (Drawn().image(1), Drawn().image(2))
-    assert ChatTemplate(Processor()).fill(look(images, "which?")) == ("<pic><pic>which?", list(images))
+    assert filled(look(images, "which?")) == ("<pic><pic>which?", list(images))
 
 
 @pytest.mark.parametrize(
@@ -28,5 +34,5 @@ def test_images_come_in_the_order_of_their_placeholders() -> None:
 )
 def test_a_text_that_forges_what_the_model_reads_as_a_mark_is_refused(text: str, reason: str) -> None:
     with pytest.raises(Refused) as refused:
-        ChatTemplate(Processor()).fill(look(Drawn().image(1), text))
+        filled(look(Drawn().image(1), text))
     assert refused.value.failure.reason == reason

@@ -16,7 +16,17 @@ from engine_fakes import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinity_mm.engines.base import Capabilities, Engine, EngineDead, Failure, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    EngineDead,
+    Failure,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+    no_likelihoods,
+)
 from infinity_mm.engines.guard import Guarded
 from infinity_mm.engines.journaled import Journaled
 from infinity_mm.errors import UserError
@@ -61,6 +71,14 @@ class _Engine:
         self._dead = False
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+        await self._look(requests)
+        return [Reply(text=f"{r.images[0].sha256 if r.images else ''} {r.turns[-1].text}") for r in requests]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        await self._look(scorings)
+        return [Likelihood(mean_logprob=-1.0, num_tokens=len(s.turns[-1].text)) for s in scorings]
+
+    async def _look(self, requests: Sequence[Request] | Sequence[Scoring]) -> None:
         for request in requests:
             self._owner.asked.append("".join(image.sha256 for image in request.images))
         await asyncio.sleep(0)  # all that is asked at the same time is in flight now
@@ -72,7 +90,6 @@ class _Engine:
             await asyncio.sleep(0)
         if self._dead:
             raise EngineDead("core is gone")
-        return [Reply(text=f"{r.images[0].sha256 if r.images else ''} {r.turns[-1].text}") for r in requests]
 
 
 def answers_and_restarts(
@@ -171,6 +188,26 @@ def test_a_caller_that_gave_up_does_not_hold_up_the_others() -> None:
     asyncio.run(run())
 
 
+def test_a_killer_is_found_among_texts_that_are_scored_as_well() -> None:
+    def scoring(image: str) -> Scoring:
+        request = look(image)
+        return Scoring(turns=(*request.turns, Turn("assistant", (Text("abc"),))), images=request.images)
+
+    async def run() -> tuple[list[Reply | Failure], list[Likelihood | Failure]]:
+        mortal = Mortal(poisoned={"b"})
+        async with Guarded(mortal.open) as engine:
+            scores = [scoring(image) for image in "bcd"]
+            return await asyncio.gather(engine.generate([look("a"), look("b")]), engine.score(scores))
+
+    replies, likelihoods = asyncio.run(run())
+    assert said(replies) == ["a what?", "killed_engine"]
+    assert [each.num_tokens if isinstance(each, Likelihood) else each.reason for each in likelihoods] == [
+        "killed_engine",
+        3,
+        3,
+    ]
+
+
 def test_an_engine_that_dies_of_everything_ends_the_run_and_condemns_nobody() -> None:
     images = [f"{number}" for number in range(16)]
     mortal = Mortal(poisoned=set(images))
@@ -262,6 +299,9 @@ class _Child:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         return [Reply(text=await self._ask([image.sha256 for image in r.images])) for r in requests]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        return no_likelihoods(scorings)
 
     async def _ask(self, images: list[str]) -> str:
         assert self._process.stdin is not None
