@@ -300,7 +300,8 @@ class WithLoss(nn.Module):
                 where=f"family {self.family.model_type}",
                 fix=f"use one of {', '.join(DENSE)}",
             )
-        hidden_RTE = model.model(
+        # Not by its call: DeepSpeed wants modules in one order on all processes, and `_blank` enters this one late.
+        hidden_RTE = model.model.forward(
             **what,
             **packed_attention(backend, sample_ids, branch_ids, model.dtype),
             position_ids=self.family.positions(model.config, input_ids, position_ids, view_shapes),

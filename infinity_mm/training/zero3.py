@@ -121,11 +121,11 @@ def whole_parameter(parameter: Tensor) -> Tensor:
         return parameter.detach().clone()
 
 
-def own_weights(parameter: Tensor) -> tuple[Tensor, Tensor]:
+def own_weights(parameter: Any) -> tuple[Tensor, Tensor]:
     """This process's part of a trained parameter, in the two places where DeepSpeed has it: for the optimiser, and
     for the next pass."""
     get = importlib.import_module("deepspeed.utils")
-    return get.safe_get_local_fp32_param(parameter), getattr(parameter, "ds_tensor").data
+    return get.safe_get_local_fp32_param(parameter).detach(), parameter.ds_tensor.detach()
 
 
 def _spread(part: Tensor, parameter: Any, mesh: DeviceMesh) -> Tensor:

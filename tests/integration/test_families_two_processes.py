@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "unit" / "families"))
 
-from tiny_families import THREE, write_checkpoint  # noqa: E402 # pyright: ignore[reportMissingImports]
+from tiny_families import THREE, write_checkpoint, write_llava_json  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
@@ -50,14 +50,7 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
 @pytest.mark.integration
 def test_two_processes_with_and_without_pictures_compute_the_losses_of_one(tmp_path: Path) -> None:
     write_checkpoint("qwen3_vl", tmp_path / "start")
-    rows = []
-    for c in THREE:
-        names = [f"{c.id}{i}.png" for i in range(len(c.images))]
-        for name, image in zip(names, c.images):
-            image.save(tmp_path / name)
-        texts = [{"from": {"user": "human", "assistant": "gpt"}[m.role], "value": m.text} for m in c.messages]
-        rows.append({"id": c.id, "image": names, "conversations": texts})
-    (tmp_path / "data.json").write_text(json.dumps(rows))
+    write_llava_json(THREE, tmp_path)
     one = train(tmp_path, 1)
     assert train(tmp_path, 2) == pytest.approx(one, abs=1e-4)
     assert train(tmp_path, 2, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2") == pytest.approx(one, abs=1e-4)

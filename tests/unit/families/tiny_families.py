@@ -4,6 +4,8 @@ The chat templates are short ones of our own in the shape of the released ones: 
 answers is the same, videos and tools are left out.
 """
 
+import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -273,3 +275,15 @@ THREE = (
     conversation("Which colour?", "red it is", id_="none"),
 )
 """With one image, with two, and text only."""
+
+
+def write_llava_json(conversations: Sequence[Conversation], folder: Path) -> None:
+    """The conversations as `data.json` of source kind `llava_json`, pictures beside it."""
+    rows = []
+    for c in conversations:
+        names = [f"{c.id}{i}.png" for i in range(len(c.images))]
+        for name, image in zip(names, c.images):
+            image.save(folder / name)
+        texts = [{"from": {"user": "human", "assistant": "gpt"}[m.role], "value": m.text} for m in c.messages]
+        rows.append({"id": c.id, "image": names, "conversations": texts})
+    (folder / "data.json").write_text(json.dumps(rows))
