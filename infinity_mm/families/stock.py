@@ -285,8 +285,9 @@ class WithLoss(nn.Module):
                 "input_ids": input_ids,
                 **self.family.inputs(model.config, pixel_values, view_shapes),
             }
-        elif self.training:
-            # Before the language model, as on the processes that have images: they wait for each other's layers.
+        elif labels is not None:
+            # Before the language model, as on the processes that have images: they wait for each other's layers, also
+            # where a loss is only measured.
             what = {
                 "inputs_embeds": model.get_input_embeddings()(input_ids) + 0.0 * self._blank(input_ids.device)
             }

@@ -263,6 +263,12 @@ def _refuse_spread(config: SftConfig) -> None:
         )
     if is_zero3():
         zero3.refuse_other_stages(os.environ)
+        if config.compile or (config.lora is not None and config.lora.base == "nf4"):
+            raise explain(
+                what="compile and lora.base: nf4 are not tried with DeepSpeed, which changes layers in place",
+                where="the training configuration, launched with configs/accelerate/zero3.yaml",
+                fix="leave them out, or launch with configs/accelerate/8gpu_bf16.yaml",
+            )
 
 
 def _loader(planner: Planner, config: SftConfig, accelerator: Accelerator, state: LoaderState) -> RowLoader:

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimiser spread over processes (FSDP2 or ZeRO-3), and single processes seen as the same thing.
+"""Weights, gradients and optimiser spread over processes (FSDP2, ZeRO-3), and single processes seen as the same thing.
 
     model --shard: every layer, then the rest--> DTensor parameters --whole--> tensors for a checkpoint
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from infinity_mm.training.zero3 import Zero3, is_spread, own_weights, whole_parameter
+
 
 def is_sharded() -> bool:
     """Whether the launcher asked for FSDP."""
@@ -66,11 +68,14 @@ def gradient(parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | No
     return optimizer.gradients[parameter] if isinstance(optimizer, Zero3) else parameter.grad
 
 
-def whole_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+def whole_state(optimizer: torch.optim.Optimizer, parameter: Any) -> dict[str, Tensor]:
     """The optimiser's state of a parameter in the parameter's shape; asked for as `whole`."""
     state = {key: whole(value) for key, value in optimizer.state.get(parameter, {}).items()}
     if isinstance(optimizer, Zero3):  # flat, and the count of steps is one tensor for many parameters
-        return {key: value.view(parameter.ds_shape) if value.dim() else value.clone() for key, value in state.items()}
+        return {
+            key: value.view(parameter.ds_shape) if value.dim() else value.clone()
+            for key, value in state.items()
+        }
     return state
 
 

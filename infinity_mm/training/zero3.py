@@ -5,8 +5,8 @@
 `accelerate launch --config_file configs/accelerate/zero3.yaml` asks for it. accelerate's wrapper would step inside
 `backward`, before anybody has seen a bad loss; so accelerate is told of plain processes, and the engine is called here.
 
-DeepSpeed flattens a parameter and gives each process an equal part, the last one padded. Gradients and moments are shown
-as DTensors over these parts, sharing their memory, so that norms, clipping and gathering are those of FSDP2.
+DeepSpeed flattens a parameter and gives each process an equal part, the last one padded. Gradients and moments are
+shown as DTensors over these parts, sharing their memory, so that norms, clipping and gathering are those of FSDP2.
 """
 
 from __future__ import annotations
@@ -33,12 +33,17 @@ def is_zero3() -> bool:
 
 def refuse_other_stages(environment: Mapping[str, str]) -> None:
     """Raise UserError where the launch configuration asks DeepSpeed for more or less than plain ZeRO-3."""
-    taken = {"ZERO_STAGE": "3", "OFFLOAD_OPTIMIZER_DEVICE": "none", "OFFLOAD_PARAM_DEVICE": "none", "CONFIG_FILE": "none"}
+    taken = {
+        "ZERO_STAGE": "3",
+        "OFFLOAD_OPTIMIZER_DEVICE": "none",
+        "OFFLOAD_PARAM_DEVICE": "none",
+        "CONFIG_FILE": "none",
+    }
     for name, value in taken.items():
         found = environment.get(f"ACCELERATE_DEEPSPEED_{name}", value)
         if found.lower() != value:
             raise explain(
-                what=f"{name.lower()} is {found}; the trainer drives DeepSpeed's ZeRO stage 3 without offload, no other",
+                what=f"{name.lower()} is {found}, but the trainer drives ZeRO stage 3 without offload alone",
                 where="deepspeed_config in the launch configuration of accelerate",
                 fix="launch with configs/accelerate/zero3.yaml",
             )
@@ -48,7 +53,9 @@ def refuse_other_stages(environment: Mapping[str, str]) -> None:
 class Zero3(torch.optim.Optimizer):
     """DeepSpeed's optimiser with the model's parameters in its groups, and state and gradients beside each."""
 
-    def __init__(self, groups: list[dict[str, Any]], engine: Any, inner: torch.optim.Optimizer, mesh: DeviceMesh) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], engine: Any, inner: torch.optim.Optimizer, mesh: DeviceMesh
+    ) -> None:
         super().__init__(groups, {})
         self._engine, self._inner = engine, inner
         self.gradients: dict[Tensor, Tensor] = {}
@@ -102,10 +109,13 @@ def start(
     # For inference on CPUs; it would be compiled at the start of every first run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
-    deepspeed.init_distributed(dist_init_required=False)  # over the processes that accelerate has brought together
+    # accelerate has brought the processes together.
+    deepspeed.init_distributed(dist_init_required=False)
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
     module.to(accelerator.device)  # buffers
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     return engine, Zero3(groups, engine, optimizer, mesh)
 

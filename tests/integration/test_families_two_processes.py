@@ -31,6 +31,7 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
         "steps": 3,
         "schedule": {"name": "constant"},
         "num_workers": 0,
+        "held_out": {"data": [source], "every_steps": 2, "rows": 2},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     done = subprocess.run(
@@ -44,7 +45,8 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
     assert done.returncode == 0, done.stderr
     assert f"{num_processes} process(es)" in done.stdout.replace("\n", " ")
     lines = (folder / f"out{num_processes}{len(environment)}" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    steps = [json.loads(line) for line in lines]
+    return [step["loss"] for step in steps] + [step["held_out_loss"] for step in steps[1:]]
 
 
 @pytest.mark.integration

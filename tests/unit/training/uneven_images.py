@@ -9,8 +9,8 @@ import torch
 from toy_run import model_and_encoder, three_samples
 
 from infinity_mm.data.packing import pack
-from infinity_mm.training.loss import local_loss, total_weight
 from infinity_mm.training import zero3
+from infinity_mm.training.loss import local_loss, total_weight
 from infinity_mm.training.sharding import gradient, shard, whole
 from infinity_mm.training.start import new_accelerator
 
