@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "unit" / "families"))
 
-from tiny_families import THREE, write_checkpoint, write_llava_json  # noqa: E402 # pyright: ignore[reportMissingImports]
+from tiny_families import write_checkpoint, write_three  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
@@ -52,7 +52,7 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
 @pytest.mark.integration
 def test_two_processes_with_and_without_pictures_compute_the_losses_of_one(tmp_path: Path) -> None:
     write_checkpoint("qwen3_vl", tmp_path / "start")
-    write_llava_json(THREE, tmp_path)
+    write_three(tmp_path)
     one = train(tmp_path, 1)
     assert train(tmp_path, 2) == pytest.approx(one, abs=1e-4)
     assert train(tmp_path, 2, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2") == pytest.approx(one, abs=1e-4)

@@ -18,7 +18,7 @@ pytest.importorskip("deepspeed", reason="pip install 'infinity-mm[deepspeed]'")
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "unit" / "families"), str(ROOT / "tests" / "unit" / "training")]
 
-from tiny_families import THREE, write_checkpoint, write_llava_json  # noqa: E402 # pyright: ignore[reportMissingImports]
+from tiny_families import write_checkpoint, write_three  # noqa: E402 # pyright: ignore[reportMissingImports]
 from toy_run import tiny_config  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 from infinity_mm.training.sft import train  # noqa: E402
@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What zero3_runs.py leaves behind."""
     folder = tmp_path_factory.mktemp("zero3")
     write_checkpoint("qwen3_vl", folder / "start")
-    write_llava_json(THREE, folder)
+    write_three(folder)
     script = ROOT / "tests" / "unit" / "training" / "zero3_runs.py"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
