@@ -415,7 +415,9 @@ def _state(config: SftConfig, fingerprint: str, total_steps: int, origin: Path |
 
 def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) -> None:
     """run.json: enough to do the run again."""
-    packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow")
+    packages = ["torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow"]
+    if is_zero3():
+        packages.append("deepspeed")
     run = {
         "config": to_plain(config),
         "data_fingerprint": fingerprint,

@@ -65,6 +65,15 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(difference(a[name], b[name]) for name in a)
 
 
+def test_the_record_of_a_run_tells_the_ways_apart(runs: Path) -> None:
+    for run in ("plain", "spikes", "adapters", "stock"):
+        versions = {
+            way: json.loads((runs / run / way / "run.json").read_text())["versions"]
+            for way in ("ddp", "zero3")
+        }
+        assert {way: "deepspeed" in versions[way] for way in versions} == {"ddp": False, "zero3": True}
+
+
 def test_losses_norms_and_checkpoints_are_those_of_whole_copies(runs: Path) -> None:
     ddp, zero3 = runs / "plain" / "ddp", runs / "plain" / "zero3"
     assert len(metrics(zero3)) == 6
