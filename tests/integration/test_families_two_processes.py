@@ -14,7 +14,8 @@ sys.path.append(str(ROOT / "tests" / "unit" / "families"))
 from tiny_families import write_checkpoint, write_three  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
-def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
+def train(folder: Path, num_processes: int, **environment: str) -> tuple[list[float], dict[str, str]]:
+    """Losses, and the replies to a task's questions after every step."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     source = {
         "kind": "llava_json",
@@ -32,6 +33,7 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
         "schedule": {"name": "constant"},
         "num_workers": 0,
         "held_out": {"data": [source], "every_steps": 2, "rows": 2},
+        "tasks": [{**source, "name": "three", "every_steps": 1, "max_new_tokens": 8}],
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     done = subprocess.run(
@@ -44,15 +46,23 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
     )
     assert done.returncode == 0, done.stderr
     assert f"{num_processes} process(es)" in done.stdout.replace("\n", " ")
-    lines = (folder / f"out{num_processes}{len(environment)}" / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in lines]
-    return [step["loss"] for step in steps] + [step["held_out_loss"] for step in steps[1:]]
+    losses, answered = (
+        [json.loads(line) for line in (Path(config["out_dir"]) / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "evaluation.jsonl")
+    )
+    assert [step["tasks"]["three"]["num_questions"] for step in losses] == [4, 4, 4]
+    replies = {f"{line['step']} {line['id']}": line["reply"] for line in answered}
+    measured = [step["held_out_loss"] for step in losses[1:]]
+    return [step["loss"] for step in losses] + measured, replies
 
 
 @pytest.mark.integration
-def test_two_processes_with_and_without_pictures_compute_the_losses_of_one(tmp_path: Path) -> None:
+def test_two_processes_with_and_without_pictures_compute_losses_and_answers_of_one(tmp_path: Path) -> None:
     write_checkpoint("qwen3_vl", tmp_path / "start")
     write_three(tmp_path)
-    one = train(tmp_path, 1)
-    assert train(tmp_path, 2) == pytest.approx(one, abs=1e-4)
-    assert train(tmp_path, 2, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2") == pytest.approx(one, abs=1e-4)
+    one, replies = train(tmp_path, 1)
+    for environment in ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}):
+        two, same_replies = train(tmp_path, 2, **environment)
+        assert two == pytest.approx(one, abs=1e-4)
+        assert same_replies == replies
+    assert len(replies) == 12
