@@ -20,7 +20,7 @@ from infinity_mm.config import build, load_config, to_plain
 from infinity_mm.engines import spec
 from infinity_mm.engines.openai import OpenAISpec
 from infinity_mm.errors import UserError
-from infinity_mm.eval.memory_images import MemoryImages
+from infinity_mm.eval.windtunnel import MemoryImages
 from infinity_mm.prompts import PromptSet
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import described, run_synthesis
