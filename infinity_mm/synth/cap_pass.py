@@ -27,6 +27,7 @@ from infinity_mm.record import (
     settle,
 )
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
+from infinity_mm.synth.ids import is_source, num_source_turns
 from infinity_mm.synth.journey_pass import read_pairs, set_aside
 
 if TYPE_CHECKING:
@@ -114,21 +115,27 @@ def over_cap(
 
 
 def without(sample: Sample, gone: Collection[str], pairs: Mapping[str, Sample]) -> Sample | None:
-    """The conversation without some of its pairs, the image before what is now first; None if nothing is left."""
+    """The conversation without some of its pairs, the image before what is now first; None if nothing is left.
+
+    What came with the image stays.
+    """
     if not any(id_ in gone for id_ in sample.parents):
         return sample
-    exchanges = zip(sample.parents, sample.turns[0::2], sample.turns[1::2], strict=True)
+    came_with = num_source_turns(sample)
+    brought = tuple(id_ for id_ in sample.parents if is_source(id_))
+    made = [id_ for id_ in sample.parents if not is_source(id_)]
+    exchanges = zip(made, sample.turns[came_with::2], sample.turns[came_with + 1 :: 2], strict=True)
     kept = [exchange for exchange in exchanges if exchange[0] not in gone]
-    if not kept:
+    if not kept and not brought:
         return None
     slots = tuple(part for part in sample.turns[0].content if isinstance(part, ImageSlot))
-    turns: list[Turn] = []
+    turns: list[Turn] = list(sample.turns[:came_with])
     for _, user, assistant in kept:
         said = tuple(part for part in user.content if not isinstance(part, ImageSlot))
         turns += [replace(user, content=said if turns else (*slots, *said)), assistant]
     parents = tuple(id_ for id_, _, _ in kept)
     calls = dict.fromkeys(call for id_ in parents for call in pairs[id_].calls)
-    return replace(sample, parents=parents, turns=tuple(turns), calls=tuple(calls))
+    return replace(sample, parents=(*brought, *parents), turns=tuple(turns), calls=tuple(calls))
 
 
 def capped_ids(run: Run) -> frozenset[str]:
