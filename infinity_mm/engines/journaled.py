@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, final
 
+from infinity_mm.engines.allowance import OUT_OF_BUDGET
 from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
-from infinity_mm.errors import UserError, explain
+from infinity_mm.errors import BudgetSpentError, UserError, explain
 from infinity_mm.storage.journal import Journal
 
 
@@ -78,8 +79,11 @@ class Journaled:
         answers: dict[str, Reply | Failure] = {}
         try:
             for key, answer in zip(misses, await self._engine.generate(list(misses.values())), strict=True):
-                answers[key] = self._recorded(key, answer)
+                if answer is not OUT_OF_BUDGET:
+                    answers[key] = self._recorded(key, answer)
             await self._commit()
+            if len(answers) < len(misses):
+                raise BudgetSpentError(OUT_OF_BUDGET.detail)
             return {key: _fresh(answer) for key, answer in answers.items()}
         except BaseException:
             answers = {}

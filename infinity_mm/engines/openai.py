@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, final
 
+from infinity_mm.engines.allowance import CUT_OFF, OUT_OF_BUDGET, Allowance
 from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
 from infinity_mm.engines.lru import BytesLru
 from infinity_mm.engines.openai_wire import chat_payload, data_uri, read_error, read_reply
@@ -114,6 +115,7 @@ class OpenAIEngine:
         self._slots = asyncio.Semaphore(spec.max_in_flight)
         self._urls = [url.rstrip("/") + "/chat/completions" for url in (spec.base_url, *spec.replicas)]
         self._uris: BytesLru[str, str] = BytesLru(_URI_CACHE_BYTES)
+        self.allowance: Allowance | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -159,7 +161,14 @@ class OpenAIEngine:
         attempt = 0
         while True:
             async with self._slots:
-                answer, retry_after_s = await self._attempt(self._url(request), payload, request.choices)
+                if self.allowance is not None and not await self.allowance.reserve([request]):
+                    return OUT_OF_BUDGET
+                answer, retry_after_s = CUT_OFF, None
+                try:
+                    answer, retry_after_s = await self._attempt(self._url(request), payload, request.choices)
+                finally:
+                    if self.allowance is not None:
+                        self.allowance.settle(request, answer)
             if isinstance(answer, Reply) or not answer.retryable or attempt == self._spec.max_retries:
                 return answer
             await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))

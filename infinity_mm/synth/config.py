@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 
 from infinity_mm.engines.spec import EngineConfig
 from infinity_mm.errors import explain
+from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.executors import ExecutorConfig
 from infinity_mm.runtime.passes import Pass
 from infinity_mm.sources.read_pass import ReadConfig, ReadPass
@@ -48,6 +49,8 @@ class SynthConfig(JourneyConfig):
     dedup: DedupConfig = field(default_factory=DedupConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Hard limits; the run stops cleanly at the first one, and goes on with a higher one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

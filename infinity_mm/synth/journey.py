@@ -34,17 +34,22 @@ class Journey:
     """The question-answer pairs that were merged into conversations, with type, style and score."""
     metrics: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Calls, replies from the journal, failures, tokens, by stage; seconds in each stage."""
+    is_done: bool = False
 
 
 async def travel(
-    image: Sample, planned: Sequence[Mapping[str, Any]], stages: Sequence[Stage], context: Context
+    image: Sample,
+    planned: Sequence[Mapping[str, Any]],
+    stages: Sequence[Stage],
+    context: Context,
+    journey: Journey | None = None,
 ) -> Journey:
-    """Walk one image through the stages.
+    """Walk one image through the stages; `journey` is written as it goes, for whoever looks on.
 
     What a stage raises costs the samples it was given, and is written down with them. Mistakes that would be the
     same for every image (`UserError`) and broken accounts (`ConservationError`) end the run.
     """
-    journey = Journey()
+    journey = journey or Journey()
     alive = _enter(journey, STAGE, [image], spread(image, planned))
     for stage in stages:
         if not alive:
@@ -59,6 +64,7 @@ async def travel(
         journey.metrics[f"seconds.{stage.name}"] += time.monotonic() - start
         alive = _enter(journey, stage.name, alive, outcomes)
     journey.samples = alive
+    journey.is_done = True
     return journey
 
 
@@ -112,4 +118,6 @@ class Metered:
                 self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
                 self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens
                 self._metrics[f"completion_tokens.{self._stage}"] += answer.completion_tokens
+                if not answer.from_journal:
+                    self._metrics["tokens_now"] += answer.prompt_tokens + answer.completion_tokens
         return answers

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
+from infinity_mm.engines.allowance import with_allowance
 from infinity_mm.engines.base import Engine, EngineSpec
 from infinity_mm.engines.journaled import Journaled
-from infinity_mm.errors import explain
+from infinity_mm.errors import BudgetSpentError, explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Dropped, Quarantined, Sample, canonical_json, digest
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
@@ -101,6 +102,7 @@ class JourneyPass:
             key = canonical_json([type(spec).__name__, to_plain(spec)])
             if key not in opened:
                 engine = await stack.enter_async_context(spec.open(run.images))
+                engine = with_allowance(engine, None if run.link is None else run.link.purse)
                 opened[key] = Journaled(engine, journal, mode=self.config.journal)
             roles[role] = opened[key]
         return roles
@@ -125,24 +127,42 @@ class _JourneyWorker:
         """All images of the unit at once, as far as there are places."""
         samples, plan = self._plan(unit.payload["plan_unit"])
         images = samples[unit.payload["start"] : unit.payload["stop"]]
-        journeys = await self._all([self._travel(image, plan.get(image.id, [])) for image in images])
+        journeys = [Journey() for _ in images]
+        if self._run.link is not None:
+            self._run.link.watch(unit.id, lambda: under_way(journeys))
+        await self._all(
+            [
+                self._travel(image, plan.get(image.id, []), journey)
+                for image, journey in zip(images, journeys, strict=True)
+            ]
+        )
         result = unit_result(images, journeys)
         check_outages(result.metrics, self._pass.config.max_failed_share)
         return result
 
-    async def _all(self, journeys: Sequence[Coroutine[Any, Any, Journey]]) -> list[Journey]:
-        """Like a task group, but what one journey raises comes out as itself, so that it can be told to a person."""
+    async def _all(self, journeys: Sequence[Coroutine[Any, Any, None]]) -> None:
+        """Like a task group, but what one journey raises comes out as itself, so that it can be told to a person.
+
+        One that the budget stops stops no other: they wait for replies that are paid for.
+        """
         tasks = [asyncio.create_task(journey) for journey in journeys]
         try:
-            return await asyncio.gather(*tasks)
+            spent: BudgetSpentError | None = None
+            for task in asyncio.as_completed(tasks):
+                try:
+                    await task
+                except BudgetSpentError as error:
+                    spent = error
+            if spent is not None:
+                raise spent
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _travel(self, image: Sample, planned: Sequence[Mapping[str, Any]]) -> Journey:
+    async def _travel(self, image: Sample, planned: Sequence[Mapping[str, Any]], journey: Journey) -> None:
         async with self._places:
-            return await travel(image, planned, self._stages, self._context)
+            await travel(image, planned, self._stages, self._context, journey)
 
     def _plan(self, plan_unit: str) -> tuple[list[Sample], Mapping[str, Any]]:
         """Samples and plan of one unit of the pass before; the last one read is kept."""
@@ -152,6 +172,16 @@ class _JourneyWorker:
             plan = json.loads(self._run.read_file(after, plan_unit, PLAN_FILE))
             self._plans = {plan_unit: (samples, plan)}
         return self._plans[plan_unit]
+
+
+def under_way(journeys: Sequence[Journey]) -> dict[str, float]:
+    """What journeys have come to so far, under the names that the unit will be committed with."""
+    counts: Counter[str] = Counter()
+    for journey in journeys:
+        counts.update(journey.metrics)
+        counts.update(f"fate/{fate.stage}/{fate.fate}/{fate.reason}" for fate in journey.fates)
+        counts.update({"in": int(journey.is_done), "pairs": len(journey.pairs)})
+    return dict(counts)
 
 
 def unit_result(images: Sequence[Sample], journeys: Sequence[Journey]) -> UnitResult:

@@ -34,7 +34,7 @@ def run_synthesis(config: SynthConfig, on_event: Listener | None = None) -> Summ
     run = Run(config.run_dir)
     run.start(described(config), seed=config.seed)
     with make_executor(config.executor) as executor:
-        done = run_passes(config.passes(), run, executor, on_event)
+        done = run_passes(config.passes(), run, executor, on_event, config.budget)
     summary = summarise(
         run,
         name=config.name,
