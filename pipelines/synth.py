@@ -93,6 +93,11 @@ def report(summary: Summary, console: Console) -> None:
         f"of {len(summary.types_covered)} types, {summary.conversations} conversations, {summary.wall_s:.1f} s",
         highlight=False,
     )
+    if summary.predicted is not None:
+        beside = Table("predicted", "low", "expected", "high", "measured", title="Prediction and measurement")
+        for name, row in summary.predicted.items():
+            beside.add_row(name.replace("_", " "), *(f"{number:,.0f}" for number in row.values()))
+        console.print(beside)
     for file in summary.published:
         console.print(file, highlight=False, soft_wrap=True)
 

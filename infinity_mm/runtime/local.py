@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Self, final
+from typing import Any, Self, final
 
 from infinity_mm.errors import BudgetSpentError
 from infinity_mm.runtime.link import Report
 from infinity_mm.runtime.passes import Unit
-from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Done, Failed, OpenWorker, Outcome, PassWork
+from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Failed, OpenWorker, Outcome, PassWork
 
-_Task = asyncio.Task[Done | Failed] | asyncio.Task[Report]
+_Task = asyncio.Task[Any]
+"""Of a unit, or of the worker's next report."""
 
 
 @final

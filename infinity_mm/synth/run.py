@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from infinity_mm.config import to_plain
+from infinity_mm.planning.beside import beside
 from infinity_mm.prompts import PromptSet
+from infinity_mm.record import canonical_json, digest
 from infinity_mm.runtime.events import Listener
 from infinity_mm.runtime.executors import make_executor
-from infinity_mm.runtime.run import Run
+from infinity_mm.runtime.run import EXECUTION_KEYS, Run
 from infinity_mm.runtime.runner import run_passes
 from infinity_mm.storage import files
 from infinity_mm.synth.config import SynthConfig
@@ -42,6 +44,13 @@ def run_synthesis(config: SynthConfig, on_event: Listener | None = None) -> Summ
         wall_s=time.monotonic() - start,
         phase_s=done.phase_s,
     )
+    figures = {
+        "calls": sum(summary.calls.values()),
+        "prompt_tokens": summary.prompt_tokens,
+        "completion_tokens": summary.completion_tokens,
+        "pairs_kept": summary.pairs_kept,
+    }
+    summary = replace(summary, predicted=beside(run, config_digest(config), figures))
     text = json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n"
     files.write(run.path(SUMMARY_FILE), text.encode())
     return summary
@@ -52,3 +61,9 @@ def described(config: SynthConfig) -> dict[str, Any]:
     plain = to_plain(config)
     how = {key: plain.pop(key) for key in sorted(EXECUTION)}
     return plain | {"executor": plain["executor"] | {"journeys": how}}
+
+
+def config_digest(config: SynthConfig) -> str:
+    """Of all that decides what a run does; a prediction holds for a run with the same one."""
+    plain = {key: value for key, value in described(config).items() if key not in EXECUTION_KEYS}
+    return digest("plan", canonical_json(plain))[:16]

@@ -21,7 +21,7 @@ from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.runtime.run import Run
 from infinity_mm.runtime.runner import run_passes
-from infinity_mm.runtime.work import Done, Failed, PassWork
+from infinity_mm.runtime.work import Outcome, PassWork
 from infinity_mm.storage import manifest
 
 
@@ -32,7 +32,7 @@ class Shuffled:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         order = list(units)
         random.Random(self.seed).shuffle(order)
         return LocalExecutor().map(work, order)
@@ -48,7 +48,7 @@ class Shuffled:
 class Unused:
     """An executor that must not be asked."""
 
-    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         raise AssertionError("a committed pass was opened")
 
     def __enter__(self) -> Unused:

@@ -1,0 +1,216 @@
+"""What a few images of a run take: measured in a scratch run, or reckoned from their sizes and the prompts.
+
+SynthConfig --N images, one a shard--> run_synthesis in RUN/probe/... --entries--> ImageCost*   (probe: real calls)
+SynthConfig --sizes of N images, prompts, limits of replies--> ImageCost*       (arithmetic: at most, no call made)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from infinity_mm.errors import explain
+from infinity_mm.planning.estimate import ImageCost
+from infinity_mm.planning.image_tokens import image_tokens
+from infinity_mm.prompts import PromptSet
+from infinity_mm.runtime.events import Listener
+from infinity_mm.runtime.run import Run
+from infinity_mm.sources.config import open_sources
+from infinity_mm.storage import manifest
+from infinity_mm.storage.manifest import Manifest
+from infinity_mm.synth.config import SynthConfig
+from infinity_mm.synth.run import config_digest, run_synthesis
+from infinity_mm.synth.stages import build_stages
+from infinity_mm.taxonomy.tree import Tree
+from infinity_mm.vision.images import BadImage, image_size
+
+BYTES_PER_TOKEN = 4.0
+"""Of English text; for the arithmetic only."""
+_EXCHANGE_BYTES = 400
+"""Assumed for the question and the answer that a prompt holds besides its template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The images that were looked at."""
+
+    images: tuple[ImageCost, ...]
+    num_images: float
+    """Images of the whole run that this sample speaks for."""
+    is_measured: bool
+    """Whether models were asked."""
+    notes: tuple[str, ...]
+    """What is assumed, and where the figures come from; for people."""
+    wall_s: float | None = None
+    """A probe's time for its journeys, in the call that ended them."""
+
+
+def probe(config: SynthConfig, num_images: int, on_event: Listener | None = None) -> Sample:
+    """Run the journeys of a fixed random part of the images, journal and all, in a folder of its own in the run.
+
+    The same command again asks nothing twice.
+    """
+    total = len(config.read.items())
+    small = replace(
+        config,
+        run_dir=Run(config.run_dir).path("probe", f"{config_digest(config)}-{num_images}"),
+        read=replace(config.read, sample=num_images),
+        images_per_shard=1,
+    )
+    summary = run_synthesis(small, on_event)
+    run = Run(small.run_dir)
+    committed = run.manifest("journeys")
+    assert committed is not None, "run_synthesis commits it"
+    images = [image_cost(config, *found) for found in _measured(run, committed)]
+    looked_at = summary.passes["read"]["in"]
+    if not images:
+        raise explain(
+            what=f"none of {looked_at} images came as far as its first question",
+            where=small.run_dir,
+            fix=f"look at what was dropped there (infinity-mm report {small.run_dir}), or use a larger --probe",
+        )
+    notes = [f"measured on {len(images)} of {total:,} listed files, in {small.run_dir}"]
+    if not any(sum(image.prompt_tokens.values()) for image in images):
+        notes.append("the engine tells no token counts, so there are none here")
+    return Sample(
+        images=tuple(images),
+        num_images=total * len(images) / looked_at,
+        is_measured=True,
+        notes=(*notes, cache_note(config)),
+        wall_s=committed.seconds,
+    )
+
+
+def _measured(run: Run, committed: Manifest) -> list[tuple[Mapping[str, float], tuple[int, int]]]:
+    """Metrics and size of every image that began a journey; each is a shard of its own."""
+    planned = list(run.samples("plan"))
+    entries = list(manifest.entries(run.run_dir, committed))
+    sizes = [(sample.images[0].width, sample.images[0].height) for sample in planned]
+    read = [json.loads(manifest.read_object(run.run_dir, entry.objects["metrics"])) for entry in entries]
+    return list(zip(read, sizes, strict=True))
+
+
+def image_cost(config: SynthConfig, metrics: Mapping[str, float], size: tuple[int, int]) -> ImageCost:
+    """From a shard of one image; what the server does not say of its prefix cache is reckoned."""
+
+    def by_stage(name: str) -> dict[str, float]:
+        return {key.partition(".")[2]: n for key, n in metrics.items() if key.startswith(f"{name}.")}
+
+    calls, cached = by_stage("calls"), by_stage("cached_tokens")
+    return ImageCost(
+        calls=calls,
+        prompt_tokens=by_stage("prompt_tokens"),
+        completion_tokens=by_stage("completion_tokens"),
+        cached_tokens=cached if any(cached.values()) else shared_prefix(config, calls, size),
+        pairs_kept=metrics.get("pairs", 0.0),
+    )
+
+
+def shared_prefix(config: SynthConfig, calls: Mapping[str, float], size: tuple[int, int]) -> dict[str, float]:
+    """Stage -> tokens of the image that an earlier call about it has brought into the model's cache."""
+    judged = judged_stages(config)
+    cached: dict[str, float] = {}
+    seen: set[str] = set()
+    for stage, number in calls.items():
+        role = "judge" if stage in judged else "teacher"
+        again = number if role in seen else number - 1
+        seen.add(role)
+        cached[stage] = max(0.0, again) * tokens_of(config, role, size)[0]
+    return cached
+
+
+def judged_stages(config: SynthConfig) -> frozenset[str]:
+    """Stages that ask the judge alone; a stage that asks both counts as the teacher's. Empty without a judge."""
+    if config.engines.judge is None:
+        return frozenset()
+    stages = build_stages(config, Tree.load(config.plan.tree), PromptSet.load(config.prompts))
+    return frozenset(stage.name for stage in stages if stage.roles == {"judge"})
+
+
+def tokens_of(config: SynthConfig, role: str, size: tuple[int, int]) -> tuple[int, str]:
+    """Of one image, and by which rule."""
+    engine = config.engines.judge if role == "judge" and config.engines.judge else config.engines.teacher
+    return image_tokens(engine.model or "", *size, longest_px=engine.image_max_px)
+
+
+def cache_note(config: SynthConfig) -> str:
+    """What is assumed about prefixes."""
+    rule = tokens_of(config, "teacher", (1024, 768))[1]
+    return f"an image is read once per model, as a prefix cache does; its tokens where no server says: {rule}"
+
+
+def reckon(config: SynthConfig, num_images: int, *, kept_share: float) -> Sample:
+    """No call is made: every question is taken to survive and every reply to be as long as it may be.
+
+    So calls and tokens are the most there can be; `kept_share` of all pairs are taken to be kept.
+    """
+    items = config.read.items()
+    some = replace(config.read, sample=num_images).items()
+    sources = open_sources(config.read.sources)
+    sizes = []
+    for item in some:
+        if item.problem is None:
+            try:
+                sizes.append(image_size(sources[item.source].read(item), max_pixels=config.read.max_pixels))
+            except BadImage:
+                continue
+    if not sizes:
+        raise explain(
+            what=f"none of {len(some)} files is a readable picture",
+            where="read.sources",
+            fix="correct the path",
+        )
+    images = [_reckoned(config, size, kept_share) for size in sizes]
+    return Sample(
+        images=tuple(images),
+        num_images=len(items) * len(sizes) / len(some),
+        is_measured=False,
+        notes=(
+            f"no model was asked: sizes of {len(sizes)} of {len(items):,} listed files, every question survives, "
+            f"every reply is as long as it may be, {BYTES_PER_TOKEN:g} bytes a token; {kept_share:.0%} of pairs kept",
+            "with --probe N the figures are measured on N images",
+            cache_note(config),
+        ),
+    )
+
+
+def _reckoned(config: SynthConfig, size: tuple[int, int], kept_share: float) -> ImageCost:
+    prompts = PromptSet.load(config.prompts)
+    stages = build_stages(config, Tree.load(config.plan.tree), prompts)
+    judged = judged_stages(config)
+    samples = float(config.plan.questions_per_image)
+    calls: dict[str, float] = {}
+    read: dict[str, float] = {}
+    written: dict[str, float] = {}
+    for stage in stages:
+        if "style" in stage.writes:
+            samples *= len(config.styles.names)
+        if not stage.roles:
+            continue
+        number = samples * len(stage.roles)
+        image, _ = tokens_of(config, "judge" if stage.name in judged else "teacher", size)
+        own = [
+            prompts.text(name)
+            for name in prompts.texts
+            if name in stage.prompts or name.startswith(stage.name)
+        ]
+        text = max((len(prompt.encode()) for prompt in own), default=0) + _EXCHANGE_BYTES
+        calls[stage.name] = number
+        read[stage.name] = number * (image + (text + len(prompts.system.encode())) / BYTES_PER_TOKEN)
+        written[stage.name] = number * reply_tokens(getattr(config, stage.name, None))
+    return ImageCost(
+        calls=calls,
+        prompt_tokens=read,
+        completion_tokens=written,
+        cached_tokens=shared_prefix(config, calls, size),
+        pairs_kept=kept_share * samples,
+    )
+
+
+def reply_tokens(section: Any) -> float:
+    """Longest reply of a stage by its section of the configuration; the mean over styles where there are several."""
+    most: int | Mapping[str, int] = getattr(section, "max_new_tokens", 64)
+    lengths: Sequence[int] = list(most.values()) if isinstance(most, Mapping) else [most]
+    return sum(lengths) / len(lengths)
