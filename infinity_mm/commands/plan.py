@@ -94,7 +94,7 @@ def show(config: SynthConfig, found: Prediction, console: Console) -> None:
     stages.add_row("all", *(f"{number:,.1f}" for number in sums))
     console.print(stages)
     whole = Table(title=f"The run: {found.num_images:,.0f} images, from {found.num_sampled}")
-    for column in ("", "expected", "95 % interval"):
+    for column in ("", "expected", "95 % interval" if found.is_measured else "by image sizes alone"):
         whole.add_column(column, justify="right" if column else "left")
     for name, interval in found.totals.items():
         whole.add_row(name.replace("_", " "), f"{interval.middle:,.0f}", bar(interval, "{:,.0f}"))

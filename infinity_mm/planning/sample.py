@@ -199,7 +199,9 @@ def _reckoned(config: SynthConfig, size: tuple[int, int], kept_share: float) -> 
         text = max((len(prompt.encode()) for prompt in own), default=0) + _EXCHANGE_BYTES
         calls[stage.name] = number
         read[stage.name] = number * (image + (text + len(prompts.system.encode())) / BYTES_PER_TOKEN)
-        written[stage.name] = number * reply_tokens(getattr(config, stage.name, None))
+        written[stage.name] = samples * reply_tokens(getattr(config, stage.name, None))
+        if len(stage.roles) > 1:  # what it made is judged as well
+            written[stage.name] += samples * reply_tokens(config.judge)
     return ImageCost(
         calls=calls,
         prompt_tokens=read,

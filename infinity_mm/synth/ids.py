@@ -20,6 +20,11 @@ def answer_id(question_id: str, style: str) -> str:
     return f"{question_id}.{style}"
 
 
-def conversation_id(pair_id: str, number: int) -> str:
-    """Id of the `number`-th conversation about the image that the pair is about."""
-    return f"{_QUESTION.sub('', pair_id)}.c{number}"
+def image_id(id_: str) -> str:
+    """Id of the image that a question or pair is about."""
+    return _QUESTION.sub("", id_)
+
+
+def conversation_id(pair_id: str, number: int, edition: str = "") -> str:
+    """Id of the `number`-th conversation about the image that the pair is about; `edition` as in `Context`."""
+    return f"{image_id(pair_id)}.{edition}c{number}"

@@ -51,9 +51,18 @@ async def travel(
     """
     journey = journey or Journey()
     alive = _enter(journey, STAGE, [image], spread(image, planned))
+    return await walk(journey, {stages[0].name: alive}, stages, context)
+
+
+async def walk(
+    journey: Journey, entering: Mapping[str, Sequence[Sample]], stages: Sequence[Stage], context: Context
+) -> Journey:
+    """Take samples of one image through the stages, each from the stage at which it enters."""
+    alive: list[Sample] = []
     for stage in stages:
+        alive = [*alive, *entering.get(stage.name, ())]
         if not alive:
-            break
+            continue
         start = time.monotonic()
         try:
             outcomes = await stage.run(alive, _metered(context, stage, journey.metrics))

@@ -68,7 +68,7 @@ class Merge:
         table, doubles = by_question(kept)
         outcomes += [drop(sample, self.name, "duplicate_pair") for sample in doubles]
         for number, pairs in enumerate(conversations(table, self._config.max_turns)):
-            merged = conversation(pairs, number, context.prompts)
+            merged = conversation(pairs, number, context.prompts, context.edition)
             outcomes.append(keep(merged))
             outcomes += [Merged(id=pair.id, stage=self.name, into=merged.id) for pair in pairs]
         return outcomes
@@ -95,7 +95,7 @@ def conversations(table: Sequence[Mapping[str, Sample]], max_turns: int) -> list
     return found
 
 
-def conversation(pairs: Sequence[Sample], number: int, prompts: PromptSet) -> Sample:
+def conversation(pairs: Sequence[Sample], number: int, prompts: PromptSet, edition: str = "") -> Sample:
     """One multi-turn sample. A user turn is the very prompt that was answered, so a student trains on what it meets."""
     turns: list[Turn] = []
     for pair in pairs:
@@ -106,7 +106,7 @@ def conversation(pairs: Sequence[Sample], number: int, prompts: PromptSet) -> Sa
     first = pairs[0]
     calls: dict[Call, None] = dict.fromkeys(call for pair in pairs for call in pair.calls)
     return Sample(
-        id=conversation_id(first.id, number),
+        id=conversation_id(first.id, number, edition),
         images=first.images,
         parents=tuple(pair.id for pair in pairs),
         turns=tuple(turns),
