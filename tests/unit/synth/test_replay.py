@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,24 +42,25 @@ class FlakySpec(FakeSpec):
         return super().say(request)
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SynthConfig:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SynthConfig]:
     """A finished run that lost answers to a server which has come back since."""
-    monkeypatch.setenv("TEACHER_IS_SLOW", "1")
-    monkeypatch.setattr(tag_pass, "ClipTagger", FakeTagger)
-    monkeypatch.setitem(spec.KINDS, "fake", FlakySpec)
-    config = load_config(
-        SynthConfig,
-        TINY,
-        [
-            f"run_dir={tmp_path / 'run'}",
-            "engines={teacher: {kind: fake}}",
-            "read.sources=[{kind: windtunnel, num_images: 6, world_seed: 1}]",
-        ],
-    )
-    run_synthesis(config)
-    monkeypatch.delenv("TEACHER_IS_SLOW")
-    return config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tag_pass, "ClipTagger", FakeTagger)
+        patch.setitem(spec.KINDS, "fake", FlakySpec)
+        config = load_config(
+            SynthConfig,
+            TINY,
+            [
+                f"run_dir={tmp_path_factory.mktemp('run')}",
+                "engines={teacher: {kind: fake}}",
+                "read.sources=[{kind: windtunnel, num_images: 6, world_seed: 1}]",
+            ],
+        )
+        patch.setenv("TEACHER_IS_SLOW", "1")
+        run_synthesis(config)
+        patch.delenv("TEACHER_IS_SLOW")
+        yield config
 
 
 def parents(run_dir: str) -> set[str]:
@@ -83,7 +84,9 @@ def test_a_replay_takes_what_was_lost_and_adds_rows_that_are_in_neither_run_twic
 def test_the_same_replay_again_asks_nothing_and_another_reason_has_its_own_folder(run: SynthConfig) -> None:
     first = replay(Aside(run_dir=run.run_dir, reason="timeout"))
     assert replay(Aside(run_dir=run.run_dir, reason="timeout")) == first
-    low = replay(Aside(run_dir=run.run_dir, reason="score_low"), overrides=["policy.keep_at=1", "policy.rewrite_at=1"])
+    low = replay(
+        Aside(run_dir=run.run_dir, reason="score_low"), overrides=["policy.keep_at=1", "policy.rewrite_at=1"]
+    )
     assert low.run_dir != first.run_dir
     assert low.pairs_kept == low.taken > 0
 
@@ -103,9 +106,7 @@ def test_a_rejected_rewrite_goes_in_again_as_the_answer_it_replaced() -> None:
     sample = seen(
         "a.q0.short", answer="new", score=Score(overall=4), decision="drop", previous=(("old", old),)
     )
-    assert as_it_entered(sample, "rewrite") == seen(
-        "a.q0.short", answer="old", score=old, decision="rewrite"
-    )
+    assert as_it_entered(sample, "rewrite") == seen("a.q0.short", answer="old", score=old, decision="rewrite")
     assert as_it_entered(sample, "judge") == sample
 
 
