@@ -30,11 +30,13 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 # vLLM pins its torch, so it has its own environment. Its CPU build asks for a torchvision, torchaudio and torchcodec
-# that are built for CUDA and break `import transformers` beside CPU torch; it works without them.
+# that are built for CUDA and break `import transformers` beside CPU torch; it works without them. The processors of
+# other model families do need torchvision: it lies beside, for the tests of these.
 $(SERVING)/.installed: constraints/serving.txt
 	$(PYTHON) -m venv $(SERVING)
 	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check --no-compile -r constraints/serving.txt
 	$(SERVING)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check --no-deps --target $(SERVING)/torchvision torchvision==0.28.0
 	touch $@
 
 # The package lies beside the environment's own, so that a server can run with it or without.

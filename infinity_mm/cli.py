@@ -234,6 +234,24 @@ def init(
 
 
 @app.command()
+def tree(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="windtunnel, default, any_picture, or the path of a YAML file, which is checked."
+        ),
+    ] = "default",
+    as_json: JsonFlag = False,
+) -> None:
+    """Print the types of question of an instruction tree with counts, or say what is wrong with its file."""
+    from infinity_mm.taxonomy.tree import Tree
+    from infinity_mm.taxonomy.tree_print import print_tree, tree_figures
+
+    found = Tree.load(name)
+    _print_json(tree_figures(found)) if as_json else print_tree(found, Console())
+
+
+@app.command()
 def doctor(
     endpoint: Annotated[str | None, typer.Option(help="A model server that a run will ask.")] = None,
     run_dir: Annotated[

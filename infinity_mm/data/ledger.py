@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, final
 
 from infinity_mm.data.loader import StepBatch
 from infinity_mm.data.plan import Drop, SampleKey
-from infinity_mm.errors import explain
+from infinity_mm.errors import UserError, explain
 
 
 @final
@@ -100,56 +100,110 @@ class Account:
 
 
 def account(path: Path) -> Account:
-    """Sum a ledger up; raises UserError when a sample has two fates, one without being seen, or none."""
-    seen: set[SampleKey] = set()
-    fates: dict[SampleKey, str] = {}
+    """Sum a ledger up; raises UserError when a sample has two fates, one without being seen, or none.
+
+    In memory: one byte a use of a sample, and the line at hand.
+    """
+    uses = _Uses(path)
     reasons = {"dropped": Counter[str](), "quarantined": Counter[str]()}
-    last_opened: set[SampleKey] = set()
-    steps = 0
+    last_opened: list[SampleKey] = []
+    steps = used = 0
     for entry in _valid_steps(path):
-        steps += 1
+        steps, uses.step = steps + 1, entry["step"]
         if opened := _keys(entry["opened"]):
-            last_opened = set(opened)
-            _refuse(path, entry, seen & last_opened, "opened twice")
-            seen |= last_opened
-        found = [(key, "used") for key in _keys(entry["used"])]
-        for fate in ("dropped", "quarantined"):
-            found += [(SampleKey(*drop[:3]), fate) for drop in entry[fate]]
-            reasons[fate].update(drop[5].partition(":")[0] for drop in entry[fate])
-        for key, fate in found:
-            _refuse(path, entry, {key} & fates.keys(), "given a second fate")
-            fates[key] = fate
-        _refuse(path, entry, {key for key, _ in found} - seen, "given a fate without being seen")
-    waiting = seen - fates.keys()
-    _refuse(path, {"step": steps}, waiting - last_opened, "left without a fate")
+            last_opened = opened
+            uses.open(opened)
+        keys = _keys(entry["used"])
+        used += len(keys)
+        uses.settle(keys)
+        for fate, counted in reasons.items():
+            uses.settle([SampleKey(*drop[:3]) for drop in entry[fate]])
+            counted.update(drop[5].partition(":")[0] for drop in entry[fate])
     return Account(
         steps=steps,
-        seen=len(seen),
-        used=sum(fate == "used" for fate in fates.values()),
+        seen=uses.opened,
+        used=used,
         dropped=dict(reasons["dropped"]),
         quarantined=dict(reasons["quarantined"]),
-        waiting=len(waiting),
+        waiting=uses.waiting(last_opened),
     )
 
 
+_UNSEEN, _OPEN, _SETTLED = range(3)
+
+
+class _Uses:
+    """What is known of each use of a sample: a byte by index, for each phase and epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.step, self.opened, self._settled = path, 0, 0, 0
+        self._marks: defaultdict[tuple[int, int], bytearray] = defaultdict(bytearray)
+
+    def open(self, keys: Sequence[SampleKey]) -> None:
+        for key in keys:
+            marks = self._marks[key[:2]]
+            if key.index >= len(marks):
+                marks.extend(bytes(key.index + 1 - len(marks)))
+            if marks[key.index] != _UNSEEN:
+                raise self._wrong(key, "opened twice")
+            marks[key.index] = _OPEN
+        self.opened += len(keys)
+
+    def settle(self, keys: Sequence[SampleKey]) -> None:
+        for key in keys:
+            marks = self._marks[key[:2]]
+            mark = marks[key.index] if key.index < len(marks) else _UNSEEN
+            if mark != _OPEN:
+                raise self._wrong(
+                    key, "given a second fate" if mark == _SETTLED else "given a fate without being seen"
+                )
+            marks[key.index] = _SETTLED
+        self._settled += len(keys)
+
+    def waiting(self, last_opened: Sequence[SampleKey]) -> int:
+        """Uses that are still open, all of them of the window opened last."""
+        waiting = [key for key in last_opened if self._marks[key[:2]][key.index] == _OPEN]
+        if len(waiting) < self.opened - self._settled:
+            for key in waiting:
+                self._marks[key[:2]][key.index] = _SETTLED
+            (phase, epoch), marks = next(item for item in self._marks.items() if _OPEN in item[1])
+            raise self._wrong(SampleKey(phase, epoch, marks.index(_OPEN)), "left without a fate")
+        return len(waiting)
+
+    def _wrong(self, key: SampleKey, what: str) -> UserError:
+        return explain(
+            what=f"sample {tuple(key)} (phase, epoch, index) was {what}",
+            where=f"{self.path}, step {self.step}",
+            fix="report this: used, dropped and quarantined must add up to what was seen",
+        )
+
+
 def _valid_steps(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of steps that were not taken back."""
-    steps: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            follower = lines[number] if number < len(lines) else ""
-            if "resumed_at" in follower or not follower:
-                continue  # cut by a kill
-            raise explain(what=f"not a line of a ledger: {error}", where=f"{path}, line {number}",
-                          fix="restore the file; it is written by the run alone") from error  # fmt: skip
-        if "resumed_at" in entry:
-            steps = [step for step in steps if step["step"] <= entry["resumed_at"]]
-        else:
-            steps.append(entry)
-    yield from steps
+    """The lines of steps that were not taken back, one at a time."""
+    places: list[tuple[int, int]] = []  # (step, where its line begins)
+    place, cut = 0, None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if cut is not None and b"resumed_at" not in line:
+                raise cut
+            cut = None
+            try:
+                entry = json.loads(line)
+            except ValueError as error:  # by a kill, if it is the last line or the run was resumed after it
+                cut = explain(
+                    what=f"not a line of a ledger: {error}",
+                    where=f"{path}, line {number}",
+                    fix="restore the file; it is written by the run alone",
+                )
+            else:
+                if "resumed_at" in entry:
+                    places = [(step, start) for step, start in places if step <= entry["resumed_at"]]
+                else:
+                    places.append((entry["step"], place))
+            place += len(line)
+        for _, start in places:
+            file.seek(start)
+            yield json.loads(file.readline())
 
 
 def _keys(by_epoch: dict[str, list[int]]) -> list[SampleKey]:
@@ -158,12 +212,3 @@ def _keys(by_epoch: dict[str, list[int]]) -> list[SampleKey]:
         phase, epoch = map(int, name.split("/"))
         keys += [SampleKey(phase, epoch, index) for index in indices]
     return keys
-
-
-def _refuse(path: Path, entry: dict[str, Any], wrong: set[SampleKey], what: str) -> None:
-    if wrong:
-        raise explain(
-            what=f"{len(wrong)} samples were {what}, for example {tuple(min(wrong))} (phase, epoch, index)",
-            where=f"{path}, step {entry['step']}",
-            fix="report this: used, dropped and quarantined must add up to what was seen",
-        )

@@ -1,8 +1,10 @@
-"""Prompt sets: one folder per set, one text file per prompt, `$name` marks a field.
+"""Prompt sets: one folder per set, one text file per prompt, `$name` marks a field, `set.yaml` says the language.
 
-Two sets ship: `nano` (short, for the wind tunnel's own models) and `default` (for real VLMs). A path to a
-folder is a set too. Everything that is the same in all calls about one image (system prompt, then the image)
-comes first, so that an engine's prefix cache pays for the image once; prompts therefore come after it.
+    folder --load--> PromptSet --render(prompt, fields)--> text of a user turn
+
+Three sets ship: `nano` (short, for the wind tunnel's own models), `default` (English, for real VLMs) and `chinese`.
+A path to a folder is a set too. Everything that is the same in all calls about one image (system prompt, then the
+image) comes first, so that an engine's prefix cache pays for the image once; prompts therefore come after it.
 """
 
 from __future__ import annotations
@@ -12,10 +14,21 @@ import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
+from infinity_mm.config import build, read_yaml
 from infinity_mm.errors import explain
+from infinity_mm.record import canonical_json, digest
 
 _FIELD = re.compile(r"\$([a-z0-9_]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFile:
+    """What `set.yaml` of a set may say."""
+
+    language: Literal["en", "zh"] | None = None
+    """Language the prompts ask for questions and answers in; null: any, and replies are not checked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +39,8 @@ class PromptSet:
     """Name of the set, or the path it was read from."""
     texts: dict[str, str] = field(repr=False)
     """Prompt name -> template."""
+    language: Literal["en", "zh"] | None = None
+    """See `SetFile`."""
 
     @classmethod
     def load(cls, name: str) -> PromptSet:
@@ -40,7 +55,10 @@ class PromptSet:
                 where="prompts (configuration)",
                 fix=f"use one of {', '.join(known)}, or the path of a folder with .txt files",
             )
-        return cls(name=name, texts={file.stem: file.read_text(encoding="utf-8").strip() for file in files})
+        about = folder / "set.yaml"
+        told = build(SetFile, read_yaml(about) if about.is_file() else {}, where=str(about))
+        texts = {file.stem: file.read_text(encoding="utf-8").strip() for file in files}
+        return cls(name=name, texts=texts, language=told.language)
 
     def render(self, prompt: str, **fields: str) -> str:
         """Fill in one prompt; a missing or an unused field is an error, and values are never expanded again."""
@@ -67,6 +85,11 @@ class PromptSet:
     def hash(self, prompt: str) -> str:
         """Short hash of one template, part of every sample's provenance."""
         return hashlib.sha256(self.text(prompt).encode()).hexdigest()[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what is asked and what counts as a reply."""
+        return digest("prompts", canonical_json([self.language, self.texts]))
 
     @property
     def system(self) -> str:

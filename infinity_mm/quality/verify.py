@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from infinity_mm.errors import explain
 from infinity_mm.quality.phrases import is_loop, is_refusal, talks_about_the_task
 
-_ANSWER_MARK = re.compile(r"(?<!\w)answer\s*[:\uff1a]\s*\S", re.IGNORECASE)
+_ANSWER_MARK = re.compile(r"(?:(?<!\w)answer|答案)\s*[:\uff1a]\s*\S", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def edit_ratio(old: str, new: str) -> float:
 
 
 def has_answer_mark(text: str) -> bool:
-    """Whether the text has the form of an explained answer: `Answer: ...` after the explanation."""
+    """Whether the text has the form of an explained answer: `Answer: ...` (`答案:...`) after the explanation."""
     return _ANSWER_MARK.search(text) is not None
 
 

@@ -26,9 +26,12 @@ _BULLET = re.compile(r"^(?:[-*•]\s+|\(?\d{1,2}[.)]\s+)")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "「": "」", "`": "`", "**": "**"}
 _IMPERATIVE = re.compile(
     r"^(?:please |kindly |can you )?(?:describe|name|list|count|identify|explain|read|transcribe|find|locate|compare"
-    r"|tell|say|state|write|give|determine|summari[sz]e|extract|convert|estimate|calculate|compute|classify|choose|select|point"
-    r"|predict|infer|translate|rank|sort|solve|provide|specify|suggest|look|mention|outline|point|quote|report|match)\b"
-    r"|^(?:请|描述|列出|说明|指出|解释|计算|比较|识别|读出|写出)",
+    r"|tell|say|state|write|give|determine|summari[sz]e|extract|estimate|calculate|compute|classify|choose|select|point"
+    r"|predict|infer|translate|rank|sort|solve|provide|specify|suggest|look|mention|outline|quote|report|match"
+    r"|sum up|arrange|convert|assess|evaluate|analy[sz]e|imagine"
+    r"|(?:copy|order|turn|complete|continue) (?:the|this|these|all))\b"
+    r"|^(?:请|描述|列出|列举|说明|指出|解释|计算|比较|识别|读出|读一读|写出|写一|数一数|找出|说出|说一|讲一|编一|判断|估计|概括"
+    r"|总结|归纳|翻译|预测|推测|推断|分析|选出|选择|排列|用[一两三几]|[给为][这图该])",
     re.IGNORECASE,
 )
 

@@ -71,7 +71,7 @@ class JourneyPass:
             self.after,
             self.edition,
             canonical_json(config),
-            canonical_json(PromptSet.load(self.config.prompts).texts),
+            PromptSet.load(self.config.prompts).fingerprint,
             Tree.load(self.tree).fingerprint,
             canonical_json([to_plain(self.teacher), to_plain(self.judge or self.teacher)]),
         )

@@ -28,7 +28,7 @@ from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.dedup_pass import DedupPass
 from infinity_mm.synth.journey_pass import JourneyPass
 from infinity_mm.synth.publish_pass import PublishPass
-from infinity_mm.synth.run import SUMMARY_FILE, described
+from infinity_mm.synth.run import SUMMARY_FILE, described, undescribed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,7 @@ def config_of(run_dir: str, overrides: Sequence[str] = ()) -> SynthConfig:
         raise explain(
             what="there is no run.json", where=run_dir, fix="give the folder or URL of a run"
         ) from error
-    how = plain["executor"].pop("journeys", {})
-    return build(SynthConfig, plain | how, overrides=overrides, where=f"run.json of {run_dir}")
+    return build(SynthConfig, undescribed(plain), overrides=overrides, where=f"run.json of {run_dir}")
 
 
 def replay(

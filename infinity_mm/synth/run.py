@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from infinity_mm.config import to_plain
@@ -31,8 +32,10 @@ SUMMARY_FILE = "summary.json"
 def run_synthesis(config: SynthConfig, on_event: Listener | None = None) -> Summary:
     """Bring a run to its published state; the same call again, after any kill, goes on where it was."""
     start = time.monotonic()
-    # Before the first image is read: a wrong stage list must not show after an hour of tagging.
-    build_stages(config, Tree.load(config.plan.tree), PromptSet.load(config.prompts))
+    # Before the first image is read: a wrong stage list or share must not show after an hour of tagging.
+    tree = Tree.load(config.plan.tree)
+    tree.shares(config.plan.shares)
+    build_stages(config, tree, PromptSet.load(config.prompts))
     run = Run(config.run_dir)
     run.start(described(config), seed=config.seed)
     with make_executor(config.executor) as executor:
@@ -57,10 +60,23 @@ def run_synthesis(config: SynthConfig, on_event: Listener | None = None) -> Summ
 
 
 def described(config: SynthConfig) -> dict[str, Any]:
-    """The configuration for run.json; what does not decide the output lies under `executor`, where it may change."""
+    """The configuration for run.json, with the version and hash of the tree it names.
+
+    What does not decide the output lies under `executor`, where it may change.
+    """
     plain = to_plain(config)
     how = {key: plain.pop(key) for key in sorted(EXECUTION)}
-    return plain | {"executor": plain["executor"] | {"journeys": how}}
+    tree = Tree.load(config.plan.tree)
+    named = {"name": tree.name, "version": tree.version, "fingerprint": tree.fingerprint}
+    return plain | {"tree": named, "executor": plain["executor"] | {"journeys": how}}
+
+
+def undescribed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain configuration behind what `described` made; what was only told there is left out."""
+    known = {f.name for f in fields(SynthConfig)}
+    executor = dict(plain["executor"])
+    how = executor.pop("journeys", {})
+    return {key: value for key, value in plain.items() if key in known} | {"executor": executor} | how
 
 
 def config_digest(config: SynthConfig) -> str:

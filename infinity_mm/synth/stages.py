@@ -34,7 +34,7 @@ class JourneyConfig:
     seed: int = 0
     """Decides every draw, together with stage and sample id."""
     prompts: str = "default"
-    """Prompt set: `default` for real VLMs, `nano` for the wind tunnel's own, or the path of a folder."""
+    """Prompt set: `default` (English) or `chinese` for real VLMs, `nano` for the wind tunnel's own, or a folder."""
     stages: tuple[str, ...] = (
         "ask",
         "distinct",

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ class PlanConfig:
     """How types of question are spread over images."""
 
     tree: str = "windtunnel"
-    """`windtunnel`, `default`, `any_picture` (few types that need no tags), or the path of a YAML file."""
+    """`windtunnel`, `default` (216 types), `any_picture` (few types that need no tags), or the path of a YAML file."""
     seeds: str = "windtunnel"
     """`windtunnel`, `tree` (the typical tags of each type), or the path of a JSONL file."""
     num_seed_scenes: int = 400
@@ -54,7 +54,9 @@ class PlanConfig:
     leaves more choice where a tree has few tags for each type."""
     shares: dict[str, float] = field(default_factory=dict)
     """Weight of a type's quota by path or beginning of a path (`ocr`, `chart/extreme`), the longest match wins;
-    default 1, and 0 switches a type off."""
+    default 1, and 0 switches a type off. A sensitive type is on only if it is here with its whole path."""
+    include_sensitive: bool = False
+    """Whether all types that the tree marks as sensitive (`infinity-mm tree` shows them) are asked for as well."""
 
     def __post_init__(self) -> None:
         if self.questions_per_image < 1 or self.num_seed_scenes < 1 or not 0 <= self.min_fit <= 1:
@@ -125,6 +127,7 @@ class _PlanWorker:
         ]
         ids = [sample.id for sample in samples]
         asked = Counter(entry["type"] for entries in plan.values() for entry in entries)
+        shares = tree.shares(config.shares, include_sensitive=config.include_sensitive)
         return UnitResult(
             input_ids=ids,
             samples=[outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)],
@@ -143,13 +146,15 @@ class _PlanWorker:
                 "images": len(samples),
                 "questions_planned": asked.total(),
                 "types_planned": len(asked),
-                "types_without_images": len(tree.leaves) - len(asked),
+                "types_without_images": sum(share > 0 for share in shares.values()) - len(asked),
             },
             files={
                 PLAN_FILE: canonical_json(
                     {id_: entries for id_, entries in plan.items() if entries}
                 ).encode(),
-                MAPPING_FILE: canonical_json(mapping.to_plain()).encode(),
+                MAPPING_FILE: canonical_json(
+                    {"tree": tree.name, "tree_version": tree.version} | mapping.to_plain()
+                ).encode(),
             },
         )
 
@@ -164,7 +169,7 @@ def make_plan(
     seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """Sample id -> its questions to be; an empty list where no type suits the image."""
-    shares = {path: share_of(path, config.shares) for path in tree.leaves}
+    shares = tree.shares(config.shares, include_sensitive=config.include_sensitive)
     anywhere = [path for path, leaf in tree.leaves.items() if leaf.any_image]
     suitable = {}
     for sample in samples:
@@ -186,15 +191,6 @@ def make_plan(
         ]
         for sample in samples
     }
-
-
-def share_of(path: str, shares: Mapping[str, float]) -> float:
-    """The share of the longest beginning of the path that has one."""
-    parts = path.split("/")
-    for length in range(len(parts), 0, -1):
-        if (beginning := "/".join(parts[:length])) in shares:
-            return shares[beginning]
-    return 1.0
 
 
 def _example_pools(tree: Tree, seeds: Sequence[Seed]) -> dict[str, list[str]]:

@@ -1,27 +1,23 @@
 """The tree of instruction types: what each one asks, what an image must show for it, and how it may be answered.
 
-tree*.yaml --load, validate--> Tree --leaves--> InstructionType (path `category/group/type`)
+YAML file --read_tree--> Tree --check_leaves--> path `category/group/type` -> InstructionType
+                          \\--shares--> weight of each type's quota; 0 switches it off
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
-from infinity_mm.config import build, read_yaml
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
+from infinity_mm.taxonomy.tree_checks import check_leaves, normal_name
 
-Style = Literal["short", "brief", "detailed"]
-"""How an answer is worded: a word or phrase, a short reason first, a full explanation first."""
-
-_SHIPPED = {
-    "windtunnel": "tree.yaml",
-    "default": "tree_default.yaml",
-    "any_picture": "tree_any_picture.yaml",
-}
+Style = Literal["short", "brief", "detailed", "choice"]
+"""How an answer is worded: a word or phrase, a short reason first, a full explanation first, one of several options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +26,22 @@ class InstructionType:
 
     definition: str
     """What is asked, in one sentence."""
-    shows: str
+    shows: str = "Anything."
     """What the image must show, or the question makes no sense."""
-    styles: tuple[Style, ...]
+    styles: tuple[Style, ...] = ("short", "brief", "detailed")
     """Answer styles that suit it."""
     examples: tuple[str, str]
     """Two questions of the type, shown to the model that asks."""
     tags: tuple[str, ...] = ()
     """Image tags that typically go with it; they stand in for seed data where there is none."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the type, as labels of seed data may have them; each belongs to one type only."""
     any_image: bool = False
     """Whether it suits every image, whatever its tags, and even one without any."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Second level."""
-
-    definition: str
-    types: dict[str, InstructionType]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Category:
-    """First level."""
-
-    definition: str
-    groups: dict[str, Group]
+    sensitive: bool = False
+    """Whether it concerns what a person may not want concluded from a picture; off until it is asked for."""
+    share: float = 1.0
+    """Weight of its quota; `plan.shares` multiplies it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,68 +49,69 @@ class Tree:
     """All instruction types of a run."""
 
     name: str
-    categories: dict[str, Category]
+    leaves: Mapping[str, InstructionType]
+    """`category/group/type` -> leaf, in file order; a flat list has paths of one part."""
+    sections: Mapping[str, str] = field(default_factory=dict)
+    """Path of a category or group -> what its questions have in common."""
+    version: str = "1"
+    """Raised by whoever edits the file; runs and their records name it."""
+    vocabulary: str | None = None
+    """The vocabulary that all tags must be in; None: any tag is taken."""
     where: str = field(default="tree", compare=False)
     """The file it was read from, for messages."""
 
     def __post_init__(self) -> None:
-        for name in self._names():
-            if not name or "/" in name or name != name.strip():
-                raise self._wrong(f"`{name}` cannot be part of a path", "use lower-case words joined by _")
-        seen: dict[str, str] = {}
-        for path, leaf in self.leaves.items():
-            for key in ("definition", "shows"):
-                if not getattr(leaf, key).strip():
-                    raise self._wrong(f"`{path}` has an empty {key}", "say it in one sentence")
-            if not leaf.styles:
-                raise self._wrong(
-                    f"`{path}` allows no answer style", "give at least one of short, brief, detailed"
-                )
-            if len(set(leaf.examples)) < 2 or not all(example.strip() for example in leaf.examples):
-                raise self._wrong(f"`{path}` needs two different examples", "write two questions of the type")
-            for example in leaf.examples:
-                other = seen.setdefault(example.strip().lower(), path)
-                if other != path:
-                    raise self._wrong(
-                        f"`{path}` and `{other}` share the example `{example}`", "keep it in one"
-                    )
-        if not self.leaves:
-            raise self._wrong("there are no instruction types", "add at least one")
-
-    @cached_property
-    def leaves(self) -> dict[str, InstructionType]:
-        """`category/group/type` -> leaf, in file order."""
-        return {
-            f"{category_name}/{group_name}/{type_name}": leaf
-            for category_name, category in self.categories.items()
-            for group_name, group in category.groups.items()
-            for type_name, leaf in group.types.items()
-        }
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the whole content."""
-        return digest("tree", repr((self.name, self.categories)))
+        check_leaves(self.leaves, vocabulary=self.vocabulary, where=self.where)
 
     @classmethod
     def load(cls, name: str) -> Tree:
         """Read a shipped tree (`windtunnel`, `default`, `any_picture`) or the YAML file at a path."""
-        file = Path(__file__).parent / _SHIPPED[name] if name in _SHIPPED else Path(name)
-        if not file.is_file():
-            raise explain(
-                what=f"there is no instruction tree `{name}`",
-                where="plan.tree (configuration)",
-                fix=f"use one of {', '.join(_SHIPPED)}, or the path of a YAML file",
-            )
-        return build(cls, {**read_yaml(file), "where": str(file)}, where=str(file))
+        from infinity_mm.taxonomy.tree_file import read_tree
 
-    def _names(self) -> list[str]:
-        groups = [group for category in self.categories.values() for group in category.groups.items()]
-        return [
-            *self.categories,
-            *(name for name, _ in groups),
-            *(t for _, group in groups for t in group.types),
-        ]
+        return read_tree(name)
 
-    def _wrong(self, what: str, fix: str) -> ValueError:
-        return explain(what=what, where=self.where, fix=fix)
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the whole content."""
+        return digest("tree", repr((self.name, self.version, self.vocabulary, self.sections, self.leaves)))
+
+    def find(self, label: str) -> str | None:
+        """The path of the type that goes by this path, name or alias; None if no type or several do."""
+        return self._labels.get(normal_name(label))
+
+    def shares(self, asked: Mapping[str, float], *, include_sensitive: bool = False) -> dict[str, float]:
+        """Path -> weight of its quota: the leaf's own share times the one of the longest beginning in `asked`.
+
+        A sensitive type has 0 unless it is asked for by its whole path, or all of them are.
+        """
+        for beginning in asked:
+            if not any(path == beginning or path.startswith(f"{beginning}/") for path in self.leaves):
+                near = difflib.get_close_matches(beginning, [*self.leaves, *self.sections], n=1)
+                raise explain(
+                    what=f"the tree `{self.name}` has nothing at `{beginning}`",
+                    where="plan.shares (configuration)",
+                    fix=f"did you mean `{near[0]}`?" if near else "infinity-mm tree shows all paths",
+                )
+        return {
+            path: leaf.share * share_of(path, asked)
+            if include_sensitive or not leaf.sensitive or path in asked
+            else 0.0
+            for path, leaf in self.leaves.items()
+        }
+
+    @cached_property
+    def _labels(self) -> dict[str, str | None]:
+        labels: dict[str, str | None] = {}
+        for path, leaf in self.leaves.items():
+            for label in {normal_name(text) for text in (path, path.rpartition("/")[2], *leaf.aliases)}:
+                labels[label] = None if label in labels else path
+        return labels
+
+
+def share_of(path: str, shares: Mapping[str, float]) -> float:
+    """The share of the longest beginning of the path that has one."""
+    parts = path.split("/")
+    for length in range(len(parts), 0, -1):
+        if (beginning := "/".join(parts[:length])) in shares:
+            return shares[beginning]
+    return 1.0

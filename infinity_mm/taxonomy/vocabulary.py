@@ -12,7 +12,7 @@ _SHIPPED = ("windtunnel", "general")
 
 def load_vocabulary(name: str) -> tuple[str, ...]:
     """Read a shipped vocabulary (`windtunnel`, `general`) or the text file at a path."""
-    file = Path(__file__).parent / f"vocabulary_{name}.txt" if name in _SHIPPED else Path(name)
+    file = Path(__file__).parent / "vocabularies" / f"{name}.txt" if name in _SHIPPED else Path(name)
     if not file.is_file():
         raise explain(
             what=f"there is no tag vocabulary `{name}`",

@@ -217,7 +217,7 @@ read:                          # which pictures are taken in; what is left out i
 """
 _PLAN = """\
 plan:                          # which kinds of question each picture gets
-  tree: {tree}                 # the kinds: windtunnel, default, any_picture, or your own YAML file (docs/extending.md)
+  tree: {tree}                 # the kinds: windtunnel, default, any_picture, or your own YAML file (docs/taxonomy.md)
   seeds: {seeds}               # what ties tags to kinds: tree takes the typical tags of each kind
   min_fit: {fit}               # 0 to 1: lower gives more variety, higher a better fit
   questions_per_image: {questions}   # most questions for one picture

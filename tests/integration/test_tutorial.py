@@ -19,7 +19,10 @@ from infinity_mm.synth.config import SynthConfig
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("tutorial.md", "recipes.md", "running.md")}
+PAGES = {
+    name: (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("tutorial.md", "recipes.md", "running.md")
+}
 REAL = ("http://localhost:8000/v1", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 SMALL = {

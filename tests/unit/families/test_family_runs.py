@@ -1,7 +1,6 @@
 """Whole runs on checkpoints of every stock family: fully, with adapters, resumed, and read back by stock libraries."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import save_file
-from tiny_families import NAMES, THREE, processor, write_checkpoint
+from tiny_families import NAMES, THREE, processor, tensors, with_level, write_checkpoint, write_three
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -39,15 +37,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("start")
     for name in NAMES:
         write_checkpoint(name, root / name)
-    rows = []
-    for c in THREE:
-        for i, image in enumerate(c.images):
-            image.save(root / f"{c.id}{i}.png")
-        texts = [{"from": {"user": "human", "assistant": "gpt"}[m.role], "value": m.text} for m in c.messages]
-        rows.append(
-            {"id": c.id, "image": [f"{c.id}{i}.png" for i in range(len(c.images))], "conversations": texts}
-        )
-    (root / "data.json").write_text(json.dumps(rows))
+    write_three(root)
     return root
 
 
@@ -76,23 +66,8 @@ def run(start: Path, name: str, out: Path, **changes: Any) -> SftConfig:
     return build(SftConfig, plain | changes)
 
 
-def with_level(folder: Path, out: Path) -> Path:
-    """LLaVA-OneVision as it was released: with a level in the vision tower's names that transformers leaves out."""
-    shutil.copytree(folder, out)
-    named = {
-        key.replace("vision_tower.", "vision_tower.vision_model.", 1): t for key, t in tensors(folder).items()
-    }
-    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
 def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def tensors(folder: Path) -> dict[str, Tensor]:
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ The chat templates are short ones of our own in the shape of the released ones: 
 answers is the same, videos and tools are left out.
 """
 
+import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -87,7 +92,7 @@ _SPECIAL = {
 }  # fmt: skip
 
 _TEXT = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "intermediate_size": 48, "max_position_embeddings": 4096,
 }  # fmt: skip
 _SIGLIP = {
@@ -130,14 +135,14 @@ def config(name: str) -> Any:
     ids = tokenizer(name).get_vocab()
     text = {**_TEXT, "vocab_size": len(tokenizer(name)), "pad_token_id": None, "eos_token_id": 0}
     qwen2 = {"model_type": "qwen2", **text, "tie_word_embeddings": True}
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
     match name:
         case "qwen2_5_vl":
             own = {
                 "text_config": {**text, "rope_parameters": rope},
                 "vision_config": {
                     "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "patch_size": 4,
-                    "window_size": 16, "fullatt_block_indexes": [1], "out_hidden_size": 32,
+                    "window_size": 16, "fullatt_block_indexes": [1], "out_hidden_size": 64,
                 },
                 "image_token_id": ids["<|image_pad|>"],
                 "video_token_id": ids["<|video_pad|>"],
@@ -145,10 +150,10 @@ def config(name: str) -> Any:
             }  # fmt: skip
         case "qwen3_vl":
             own = {
-                "text_config": {**text, "head_dim": 8, "rope_parameters": rope},
+                "text_config": {**text, "head_dim": 32, "rope_parameters": rope},
                 "vision_config": {
                     "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "patch_size": 4,
-                    "out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+                    "out_hidden_size": 64, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
                 },
                 "image_token_id": ids["<|image_pad|>"],
                 "video_token_id": ids["<|video_pad|>"],
@@ -255,6 +260,21 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
+def tensors(folder: Path) -> dict[str, Tensor]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def with_level(folder: Path, out: Path) -> Path:
+    """LLaVA-OneVision as it was released: with a level in the vision tower's names that transformers leaves out."""
+    shutil.copytree(folder, out)
+    named = {
+        key.replace("vision_tower.", "vision_tower.vision_model.", 1): t for key, t in tensors(folder).items()
+    }
+    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
 def picture(seed: int, width: int = 24, height: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -273,3 +293,18 @@ THREE = (
     conversation("Which colour?", "red it is", id_="none"),
 )
 """With one image, with two, and text only."""
+
+
+def write_three(folder: Path) -> Path:
+    """THREE in LLaVA's format."""
+    rows = []
+    for c in THREE:
+        for i, image in enumerate(c.images):
+            image.save(folder / f"{c.id}{i}.png")
+        texts = [{"from": {"user": "human", "assistant": "gpt"}[m.role], "value": m.text} for m in c.messages]
+        rows.append(
+            {"id": c.id, "image": [f"{c.id}{i}.png" for i in range(len(c.images))], "conversations": texts}
+        )
+    file = folder / "data.json"
+    file.write_text(json.dumps(rows))
+    return file

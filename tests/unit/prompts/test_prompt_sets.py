@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from infinity_mm.errors import UserError
 from infinity_mm.prompts import PromptSet
+from infinity_mm.quality.verify import has_answer_mark, main_script
 
 FIELDS = {
     "ask": {"type", "example_1", "example_2"},
@@ -20,13 +22,54 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["nano", "default"])
-def test_both_sets_take_the_same_fields(name: str) -> None:
+@pytest.mark.parametrize("name", ["nano", "default", "chinese"])
+def test_all_sets_take_the_same_fields(name: str) -> None:
     prompts = PromptSet.load(name)
     for prompt, fields in FIELDS.items():
         text = prompts.render(prompt, **{field: f"<{field}>" for field in fields})
         assert all(f"<{field}>" in text for field in fields)
         assert "$" not in text
+
+
+def test_the_chinese_set_has_the_prompts_and_fields_of_the_default_set() -> None:
+    fields = [
+        {
+            prompt: set(re.findall(r"\$[a-z0-9_]+", text))
+            for prompt, text in PromptSet.load(name).texts.items()
+        }
+        for name in ("default", "chinese")
+    ]
+    assert fields[0] == fields[1]
+
+
+def test_a_set_says_its_language() -> None:
+    languages = {name: PromptSet.load(name).language for name in ("nano", "default", "chinese")}
+    assert languages == {"nano": "en", "default": "en", "chinese": "zh"}
+
+
+def test_the_language_of_a_folder_is_open_unless_it_says_one(tmp_path: Path) -> None:
+    (tmp_path / "ask.txt").write_text("Frage?")
+    assert PromptSet.load(str(tmp_path)).language is None
+    (tmp_path / "set.yaml").write_text("language: zh")
+    assert PromptSet.load(str(tmp_path)).language == "zh"
+    (tmp_path / "set.yaml").write_text("language: de")
+    with pytest.raises(UserError, match="one of 'en', 'zh'"):
+        PromptSet.load(str(tmp_path))
+
+
+def test_the_language_is_part_of_a_sets_fingerprint() -> None:
+    sets = [PromptSet(name="mine", texts={"ask": "?"}, language=language) for language in (None, "en", "zh")]
+    assert len({prompts.fingerprint for prompts in sets}) == 3
+
+
+def test_the_chinese_set_speaks_chinese_but_keeps_the_words_that_code_reads() -> None:
+    prompts = PromptSet.load("chinese")
+    bare = {name: re.sub(r"\$[a-z0-9_]+", "", text) for name, text in prompts.texts.items()}
+    assert all(main_script(text) == "CJK" for text in bare.values())
+    assert "NONE" in prompts.text("ask")
+    assert {"yes", "no"} <= set(re.findall("[a-z]+", prompts.text("check")))
+    assert has_answer_mark("图中有两只狗。\n答案\uff1a两只")
+    assert all("答案\uff1a" in prompts.text(f"answer_{style}") for style in ("brief", "detailed"))
 
 
 def test_the_default_set_has_a_system_prompt_and_the_nano_set_has_none() -> None:
@@ -52,5 +95,5 @@ def test_a_dollar_in_a_question_is_left_alone() -> None:
 
 
 def test_a_set_is_any_folder_and_an_unknown_one_names_those_that_ship(tmp_path: object) -> None:
-    with pytest.raises(UserError, match="default, nano"):
+    with pytest.raises(UserError, match="chinese, default, nano"):
         PromptSet.load("nanoo")

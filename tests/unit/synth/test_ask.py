@@ -82,6 +82,22 @@ def test_ask_writes_the_question_and_where_it_comes_from() -> None:
     assert call.prompt.startswith("nano/ask@")
 
 
+@pytest.mark.parametrize(
+    ("text", "is_question"),
+    [
+        ("Order the boxes from small to large.", True),
+        ("Sum up the article in two sentences.", True),
+        ("Order and calm reign in the room.", False),
+        ("用一句话概括这幅图像。", True),
+        ("给这张照片取一个标题。", True),
+        ("图中有两只狗。", False),
+    ],
+)
+def test_a_task_is_a_question_and_a_statement_is_none(text: str, is_question: bool) -> None:
+    result = read_question(Reply(text=text), examples=(), config=AskConfig())
+    assert (result == text) == is_question
+
+
 def test_ask_drops_a_reply_without_a_question_and_keeps_the_reply_to_look_at() -> None:
     (outcome,) = outcomes_of(STAGE, [ASKED], saying("There are three dogs."))
     assert isinstance(outcome, Dropped)

@@ -23,7 +23,7 @@ from infinity_mm.errors import UserError
 from infinity_mm.eval.windtunnel import MemoryImages
 from infinity_mm.prompts import PromptSet
 from infinity_mm.synth.config import SynthConfig
-from infinity_mm.synth.run import run_synthesis
+from infinity_mm.synth.run import described, run_synthesis
 from infinity_mm.synth.stage import check_engines
 from infinity_mm.synth.stages import build_stages
 from infinity_mm.taxonomy import tag_pass
@@ -103,6 +103,21 @@ def test_the_real_configuration_asks_its_server_for_nothing_it_cannot_do() -> No
             check_engines(stages, {"teacher": teacher, "judge": teacher})
 
     asyncio.run(check())
+
+
+def test_the_described_configuration_names_the_trees_version_and_content() -> None:
+    loaded = load_config(SynthConfig, ROOT / "configs" / "synth" / "qwen2_5_vl.yaml")
+    fingerprint = Tree.load("default").fingerprint
+    assert described(loaded)["tree"] == {"name": "default", "version": "1", "fingerprint": fingerprint}
+
+
+def test_a_share_that_the_tree_does_not_have_is_refused_before_the_first_image_is_read(
+    config: SynthConfig,
+) -> None:
+    wrong = replace(config, plan=replace(config.plan, shares={"charts": 2.0}))
+    with pytest.raises(UserError, match="nothing at `charts`"):
+        run_synthesis(wrong)
+    assert not Path(config.run_dir, "run.json").exists()
 
 
 def test_a_run_goes_from_images_to_published_rows_and_its_sums_agree(config: SynthConfig) -> None:

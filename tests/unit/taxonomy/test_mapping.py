@@ -125,7 +125,7 @@ def test_tree_seeds_are_the_typical_tags_of_its_types() -> None:
 )
 def test_a_faulty_seed_is_an_error_with_its_line(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "seeds.jsonl"
-    file.write_text('{"tags": ["text"], "type": "logic/text/read_text"}\n' + line + "\n")
+    file.write_text('{"tags": ["text"], "type": "fine_single/text/sign_text"}\n' + line + "\n")
     with pytest.raises(UserError, match=message) as error:
         load_seeds(str(file), Tree.load("default"), num_scenes=1)
     assert "line 2" in str(error.value)

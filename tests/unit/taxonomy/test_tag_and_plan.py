@@ -19,7 +19,7 @@ from infinity_mm.sources.config import SourceConfig
 from infinity_mm.sources.read_pass import ReadConfig, ReadPass
 from infinity_mm.sources.unique_pass import UniquePass
 from infinity_mm.taxonomy.mapping import Seed, fit_mapping
-from infinity_mm.taxonomy.plan_pass import PlanConfig, PlanPass, make_plan, share_of
+from infinity_mm.taxonomy.plan_pass import PlanConfig, PlanPass, make_plan
 from infinity_mm.taxonomy.tag_pass import TagPass, TagWorker
 from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig, choose_tags
 from infinity_mm.taxonomy.tree import Tree
@@ -132,8 +132,6 @@ def test_a_share_of_zero_switches_a_branch_off() -> None:
     samples = [image("a", ("bar chart",)), image("b", ("table",))]
     off = {"table": 0.0, "coarse": 0.0}
     assert plan(samples, shares=off) == {"a": ["chart/counting/bars"], "b": []}
-    assert share_of("chart/extreme/lowest", {"chart": 2.0, "chart/extreme": 3.0}) == 3.0
-    assert share_of("ocr/text/title", {"chart": 2.0}) == 1.0
 
 
 def test_two_different_examples_of_the_same_type_are_chosen_by_seed_and_sample() -> None:
