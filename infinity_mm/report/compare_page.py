@@ -23,6 +23,7 @@ _THUMB_PX = 320
 _THUMB_BYTES = 8_000_000
 _TEXT_CHARS = 600
 _OWN_CSS = (
+    ".figures .box:first-child{grid-column:1/-1}.figures .box{overflow-x:auto}"
     ".side{display:grid;grid-template-columns:minmax(140px,1fr) 2fr 2fr;gap:1rem;margin:0 0 1rem}"
     ".side img{max-width:100%;border-radius:8px}.side ul{margin:0;padding-left:1.1rem}.side li{margin:0 0 .6rem}"
     ".ended{opacity:.65}.meta{font-size:.8rem}@media(max-width:700px){.side{grid-template-columns:1fr}}"
@@ -50,7 +51,7 @@ def render_comparison(found: Comparison, *, names: tuple[str, str], runs: tuple[
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{title}</title><style>{css}</style></head><body>'
         f'<header><h1><bdi>{title}</bdi></h1><p class="lead">{escape(notes)}</p></header><main>'
-        f'<section><h2>Figures</h2><div class="grid">{tables}</div></section>'
+        f'<section><h2>Figures</h2><div class="grid figures">{tables}</div></section>'
         f"<section><h2>Picture by picture</h2>{sides}</section></main>"
         "<footer>Written by <code>infinity-mm compare</code>; nothing on this page is loaded from elsewhere.</footer>"
         "</body></html>"
