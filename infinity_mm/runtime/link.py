@@ -104,6 +104,7 @@ class Purse:
         self._is_last = False
         self._is_shut = False
         self._recent: deque[tuple[float, Amount]] = deque()
+        self._recent_sum = Amount()
 
     @property
     def spent(self) -> Amount:
@@ -190,11 +191,12 @@ class Purse:
 
     def _note(self, taken: Amount) -> None:
         self._recent.append((time.monotonic(), taken))
+        self._recent_sum += taken
         self._lately()
 
     def _lately(self) -> Amount:
         """What was taken in the last `LEASE_S` seconds."""
         since = time.monotonic() - LEASE_S
         while self._recent and self._recent[0][0] < since:
-            self._recent.popleft()
-        return sum((amount for _, amount in self._recent), start=Amount())
+            self._recent_sum -= self._recent.popleft()[1]
+        return self._recent_sum

@@ -176,6 +176,7 @@ def _work_units(
 ) -> None:
     name = work.pass_.name
     is_spent = False
+    bank.check_time()
     with closing(executor.map(work, units)) as outcomes:
         for outcome in outcomes:
             lock.check()

@@ -12,6 +12,7 @@ from vlm_server import VlmServer
 from infinity_mm.config import load_config
 from infinity_mm.errors import BudgetSpentError
 from infinity_mm.runtime.budget import read_account
+from infinity_mm.runtime.events import Event, UnitsUnderWay
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import run_synthesis
 
@@ -84,8 +85,11 @@ def test_ray_workers_together_never_pass_the_limit(
             run_synthesis(configured(tmp_path, server, f"budget.requests={needed // 2}", *workers))
         spent = server.calls.total() - before
         assert needed // 4 <= spent <= needed // 2
-        summary = run_synthesis(configured(tmp_path, server, *workers))
+        events: list[Event] = []
+        summary = run_synthesis(configured(tmp_path, server, *workers), events.append)
     finally:
         ray.shutdown()
     assert server.calls.total() - before == needed
     assert published(summary.published) == expected
+    told = [event for event in events if isinstance(event, UnitsUnderWay)]
+    assert {event.pass_name for event in told} == {"journeys"}  # from units that are not committed yet

@@ -13,8 +13,9 @@ import fsspec
 import pytest
 from toy_passes import Answers, Numbers, outputs
 
-from infinity_mm.errors import UserError
+from infinity_mm.errors import BudgetSpentError, UserError
 from infinity_mm.record import ConservationError
+from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.events import Event, PassCommitted, PassSkipped, PassStarted, UnitDone
 from infinity_mm.runtime.executors import Executor, ExecutorConfig, make_executor
 from infinity_mm.runtime.local import LocalExecutor
@@ -330,3 +331,14 @@ def test_the_executor_is_configuration() -> None:
     assert isinstance(make_executor(ExecutorConfig(kind="ray", num_workers=2)), Executor)
     with pytest.raises(UserError, match="0 workers"):
         ExecutorConfig(num_workers=0)
+
+
+def test_a_run_without_time_left_works_nothing_and_goes_on_with_more(tmp_path: Path) -> None:
+    passes = [Numbers(log=str(tmp_path / "log")), Answers()]
+    run = Run(str(tmp_path / "run"))
+    with pytest.raises(BudgetSpentError, match=r"of 0\.0 GPU hours"):
+        run_passes(passes, run, LocalExecutor(), budget=BudgetConfig(gpu_hours=0.0))
+    assert not (tmp_path / "log").exists()
+    run_passes(passes, run, LocalExecutor(), budget=BudgetConfig(gpu_hours=1.0))
+    run_passes(passes, Run(str(tmp_path / "free")), LocalExecutor())
+    assert outputs(tmp_path / "run") == outputs(tmp_path / "free")
