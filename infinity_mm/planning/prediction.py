@@ -6,7 +6,7 @@ Sample --predict--> Prediction --write_prediction--> RUN/prediction.json
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from infinity_mm.planning.beside import MEASURED, PREDICTION_FILE
@@ -67,17 +67,33 @@ def predict(
         )
     else:
         notes.append("no GPU hours: the model's size is not in its name; give --params-b")
+    totals = {name: sums.total(name, sample.num_images) for name in MEASURED}
+    notes += _over_budget(config, totals)
     return Prediction(
         config=config_digest(config),
         is_measured=sample.is_measured,
         num_sampled=len(sample.images),
         num_images=sample.num_images,
-        totals={name: sums.total(name, sample.num_images) for name in MEASURED},
+        totals=totals,
         per_image=_per_image(sample, config.stages),
         costs=costs,
         notes=tuple(notes),
         wall_s=sample.wall_s,
     )
+
+
+def _over_budget(config: SynthConfig, totals: Mapping[str, Interval]) -> Iterator[str]:
+    """A note for each limit that the run is expected to reach."""
+    tokens = totals["prompt_tokens"].middle + totals["completion_tokens"].middle
+    for key, limit, expected in (
+        ("requests", config.budget.requests, totals["calls"].middle),
+        ("tokens", config.budget.tokens, tokens),
+    ):
+        if limit is not None and expected > limit:
+            yield (
+                f"budget.{key}={limit:,} is less than the {expected:,.0f} expected: the run would stop after about "
+                f"{limit / expected:.0%} of it"
+            )
 
 
 def _per_image(sample: Sample, order: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ from infinity_mm.engines import spec
 from infinity_mm.planning.gpus import load_gpus
 from infinity_mm.planning.prediction import Prediction, predict, write_prediction
 from infinity_mm.planning.sample import Sample, probe, reckon, shared_prefix
+from infinity_mm.report.run_report import write_report
 from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import config_digest, run_synthesis
@@ -59,6 +60,9 @@ def test_a_probe_of_all_images_predicts_what_the_run_then_measures(config: Synth
     assert found["calls"]["middle"] == found["calls"]["measured"] > 0
     assert found["pairs_kept"]["middle"] == found["pairs_kept"]["measured"] > 0
     assert json.loads((Path(config.run_dir) / "summary.json").read_text())["predicted"] == found
+    write_report(config.run_dir)
+    page = (Path(config.run_dir) / "report" / "index.html").read_text()
+    assert "Prediction and measurement" in page
 
 
 def test_a_probe_looks_at_a_fixed_part_of_the_images_and_speaks_for_all(config: SynthConfig) -> None:
@@ -86,6 +90,14 @@ def test_arithmetic_makes_no_call_and_is_never_below_what_is_measured(
 def test_a_prediction_for_another_configuration_is_not_shown(config: SynthConfig) -> None:
     write_prediction(config, predicted(config, reckon(config, 2, kept_share=0.5)))
     assert run_synthesis(replace(config, policy=replace(config.policy, keep_at=9.0))).predicted is None
+
+
+def test_a_budget_that_will_not_do_is_told_before_anything_is_spent(config: SynthConfig) -> None:
+    sample = reckon(config, 2, kept_share=0.5)
+    calls = predicted(config, sample).totals["calls"].middle
+    small = replace(config, budget=BudgetConfig(requests=round(calls / 4)))
+    assert any("stop after about 25%" in note for note in predicted(small, sample).notes)
+    assert not any("stop after" in note for note in predicted(config, sample).notes)
 
 
 def test_how_a_run_is_worked_does_not_change_what_is_predicted(config: SynthConfig) -> None:
