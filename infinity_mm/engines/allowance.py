@@ -6,10 +6,13 @@ requests --reserve--> as many as may be sent --engine--> answers --settle--> wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, final, runtime_checkable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar, final, runtime_checkable
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
+from infinity_mm.engines.base import Capabilities, Engine, Failure, Likelihood, Reply, Request, Scoring
+
+Q = TypeVar("Q", Request, Scoring)
+A = TypeVar("A", Reply, Likelihood)
 
 CUT_OFF = Failure(reason="cut_off", detail="the call was given up while it was under way")
 """Nobody waits for this answer any more; what was set aside for it is spent."""
@@ -21,11 +24,11 @@ OUT_OF_BUDGET = Failure(reason="out_of_budget", detail="the run's budget allows 
 class Allowance(Protocol):
     """What may still be sent."""
 
-    async def reserve(self, requests: Sequence[Request]) -> int:
+    async def reserve(self, requests: Sequence[Request | Scoring]) -> int:
         """Wait for leave; returns how many of the requests may be sent, from the first; 0 is the end."""
         ...
 
-    def settle(self, request: Request, answer: Reply | Failure) -> None:
+    def settle(self, request: Request | Scoring, answer: Reply | Likelihood | Failure) -> None:
         """Say what a request that was sent came to."""
         ...
 
@@ -67,18 +70,27 @@ class Allowed:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """The inner engine's answers, and OUT_OF_BUDGET for what may not be sent any more."""
-        answers: list[Reply | Failure] = []
-        while len(answers) < len(requests):
-            rest = requests[len(answers) :]
+        return await self._send(requests, self._engine.generate)
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """The same for likelihoods."""
+        return await self._send(scorings, self._engine.score)
+
+    async def _send(
+        self, asked: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[A | Failure]]]
+    ) -> list[A | Failure]:
+        answers: list[A | Failure] = []
+        while len(answers) < len(asked):
+            rest = asked[len(answers) :]
             number = await self._allowance.reserve(rest)
             if not number:
                 return [*answers, *[OUT_OF_BUDGET] * len(rest)]
             sent = rest[:number]
-            got: list[Reply | Failure] = [CUT_OFF] * number
+            got: list[A | Failure] = [CUT_OFF] * number
             try:
-                got = await self._engine.generate(sent)
+                got = await ask(sent)
             finally:
-                for request, answer in zip(sent, got, strict=True):
-                    self._allowance.settle(request, answer)
+                for one, answer in zip(sent, got, strict=True):
+                    self._allowance.settle(one, answer)
             answers += got
         return answers

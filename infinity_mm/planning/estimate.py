@@ -12,20 +12,18 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from infinity_mm.planning.gpus import Gpu, GpuTable, Models
+from infinity_mm.planning.gpus import Gpu, GpuTable, Size
 
 KEPT = 1000
 """Costs are told for so many kept pairs."""
+ROLES: tuple[str, ...] = ("teacher", "judge", "scorer")
 _RESAMPLES = 1000
 _COLUMNS = (
     "calls",
     "prompt_tokens",
     "completion_tokens",
     "pairs_kept",
-    "teacher_read",
-    "teacher_written",
-    "judge_read",
-    "judge_written",
+    *(f"{role}_{what}" for role in ROLES for what in ("read", "written")),
 )
 """K: what is added up over images. `read` are prompt tokens without those of the prefix cache."""
 
@@ -73,9 +71,9 @@ class Cost:
 class Sums:
     """Sums over the sample, and over 1,000 resamples of it: what one image takes says little about the next one."""
 
-    def __init__(self, images: Sequence[ImageCost], *, judged: frozenset[str], seed: int = 0) -> None:
-        """`judged`: stages whose calls go to the judge."""
-        table_NK = np.array([_row(image, judged) for image in images], dtype=float)
+    def __init__(self, images: Sequence[ImageCost], *, roles: Mapping[str, str], seed: int = 0) -> None:
+        """`roles`: stage -> the model it asks, the teacher where nothing is said."""
+        table_NK = np.array([_row(image, roles) for image in images], dtype=float)
         picks_RN = np.random.default_rng(seed).integers(len(images), size=(_RESAMPLES, len(images)))
         counts_RN = np.apply_along_axis(np.bincount, 1, picks_RN, minlength=len(images))
         self.num_images = len(images)
@@ -95,37 +93,38 @@ class Sums:
         """Of a run over so many images, from the mean of the sample."""
         return self.interval(lambda sums: sums[column] * (num_images / self.num_images))
 
-    def cost(self, num_images: float, *, gpu: Gpu, table: GpuTable, models: Models) -> Cost | None:
-        """None if the size of a model is not known, or nothing was kept.
+    def cost(
+        self, num_images: float, *, gpu: Gpu, table: GpuTable, sizes: Mapping[str, Size | None]
+    ) -> Cost | None:
+        """None if the size of a model is not known, or nothing was kept. `sizes`: role -> size, of the roles there are.
 
         A resample without a kept pair counts a tenth of a pair: dear, and not infinitely so.
         """
-        teacher, judge = models.teacher, models.judge or models.teacher
-        if teacher is None or judge is None or not self._sum_K[_COLUMNS.index("pairs_kept")]:
+        known = {role: size for role, size in sizes.items() if size is not None}
+        if len(known) < len(sizes) or not self._sum_K[_COLUMNS.index("pairs_kept")]:
             return None
+        speeds = {role: table.speeds(gpu, size) for role, size in known.items()}
 
         def hours(sums: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-            read, written = table.speeds(gpu, teacher)
-            judged_read, judged_written = table.speeds(gpu, judge)
-            seconds = sums["teacher_read"] * read + sums["teacher_written"] * written
-            return (
-                seconds + sums["judge_read"] * judged_read + sums["judge_written"] * judged_written
-            ) / 3600
+            seconds = np.zeros_like(sums["calls"])
+            for role, (read_s, written_s) in speeds.items():
+                seconds = seconds + sums[f"{role}_read"] * read_s + sums[f"{role}_written"] * written_s
+            return seconds / 3600
 
         each = self.interval(lambda sums: KEPT * hours(sums) / np.maximum(0.1, sums["pairs_kept"]))
         return Cost(
-            gpus_per_server=max(table.needed(gpu, teacher), table.needed(gpu, judge)),
+            gpus_per_server=max(table.needed(gpu, size) for size in known.values()),
             gpu_hours=self.interval(lambda sums: hours(sums) * (num_images / self.num_images)),
             gpu_hours_per_1000=each,
             usd_per_1000=each.times(gpu.usd_per_hour),
         )
 
 
-def _row(image: ImageCost, judged: frozenset[str]) -> list[float]:
-    read = {"teacher": 0.0, "judge": 0.0}
-    written = {"teacher": 0.0, "judge": 0.0}
+def _row(image: ImageCost, roles: Mapping[str, str]) -> list[float]:
+    read = dict.fromkeys(ROLES, 0.0)
+    written = dict.fromkeys(ROLES, 0.0)
     for stage in image.calls:
-        role = "judge" if stage in judged else "teacher"
+        role = roles.get(stage, "teacher")
         read[role] += max(0.0, image.prompt_tokens.get(stage, 0.0) - image.cached_tokens.get(stage, 0.0))
         written[role] += image.completion_tokens.get(stage, 0.0)
     return [
@@ -133,5 +132,5 @@ def _row(image: ImageCost, judged: frozenset[str]) -> list[float]:
         sum(image.prompt_tokens.values()),
         sum(image.completion_tokens.values()),
         image.pairs_kept,
-        *(read["teacher"], written["teacher"], read["judge"], written["judge"]),
+        *(part[role] for role in ROLES for part in (read, written)),
     ]

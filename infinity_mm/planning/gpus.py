@@ -6,7 +6,7 @@ gpus.yaml + parameters --speeds--> GPU seconds per prompt token, per reply token
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -87,14 +87,6 @@ class Size:
     total_b: float
     active_b: float
     """Those that a token meets; fewer than all in a mixture of experts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """The models of a run and their sizes; None where a size is not known."""
-
-    teacher: Size | None
-    judge: Size | None = field(default=None)
 
 
 def load_gpus(path: Path | None = None) -> GpuTable:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 
 from infinity_mm.planning.beside import MEASURED, PREDICTION_FILE
 from infinity_mm.planning.estimate import Cost, Interval, Sums
-from infinity_mm.planning.gpus import Gpu, GpuTable, Models, Size, size_of
-from infinity_mm.planning.sample import Sample, judged_stages
+from infinity_mm.planning.gpus import Gpu, GpuTable, Size, size_of
+from infinity_mm.planning.sample import Sample, engines_of, roles_of
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage import files
 from infinity_mm.synth.config import SynthConfig
@@ -50,14 +50,14 @@ def predict(
     params_b: float | None = None,
 ) -> Prediction:
     """From the sample to the run. `params_b`: of the teacher, where its name does not tell."""
-    sums = Sums(sample.images, judged=judged_stages(config))
-    teacher, judge = config.engines.teacher, config.engines.judge
-    size = Size(total_b=params_b, active_b=params_b) if params_b else size_of(teacher.model or "")
-    models = Models(teacher=size, judge=None if judge is None else size_of(judge.model or ""))
+    sums = Sums(sample.images, roles=roles_of(config))
+    sizes = {role: size_of(engine.model or "") for role, engine in engines_of(config).items()}
+    if params_b is not None:
+        sizes["teacher"] = Size(total_b=params_b, active_b=params_b)
     costs = {
         name: cost
         for name, gpu in gpus.items()
-        if (cost := sums.cost(sample.num_images, gpu=gpu, table=table, models=models)) is not None
+        if (cost := sums.cost(sample.num_images, gpu=gpu, table=table, sizes=sizes)) is not None
     }
     notes = list(sample.notes)
     if costs:
@@ -66,7 +66,9 @@ def predict(
             f"{table.decode_share:.0%} of bandwidth, {table.concurrency} replies at a time; --gpus FILE changes them"
         )
     else:
-        notes.append("no GPU hours: the model's size is not in its name; give --params-b")
+        notes.append(
+            "no GPU hours: nothing was kept, or a model's size is not in its name (--params-b is the teacher's)"
+        )
     totals = {name: sums.total(name, sample.num_images) for name in MEASURED}
     notes += _over_budget(config, totals)
     return Prediction(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from infinity_mm.engines.spec import EngineConfig
 from infinity_mm.errors import explain
 from infinity_mm.planning.estimate import ImageCost
 from infinity_mm.planning.image_tokens import image_tokens
@@ -110,28 +111,37 @@ def image_cost(config: SynthConfig, metrics: Mapping[str, float], size: tuple[in
 
 def shared_prefix(config: SynthConfig, calls: Mapping[str, float], size: tuple[int, int]) -> dict[str, float]:
     """Stage -> tokens of the image that an earlier call about it has brought into the model's cache."""
-    judged = judged_stages(config)
+    roles = roles_of(config)
     cached: dict[str, float] = {}
     seen: set[str] = set()
     for stage, number in calls.items():
-        role = "judge" if stage in judged else "teacher"
+        role = roles.get(stage, "teacher")
+        if role == "scorer":  # prompt log-probabilities are computed without the cache
+            continue
         again = number if role in seen else number - 1
         seen.add(role)
         cached[stage] = max(0.0, again) * tokens_of(config, role, size)[0]
     return cached
 
 
-def judged_stages(config: SynthConfig) -> frozenset[str]:
-    """Stages that ask the judge alone; a stage that asks both counts as the teacher's. Empty without a judge."""
-    if config.engines.judge is None:
-        return frozenset()
+def engines_of(config: SynthConfig) -> dict[str, EngineConfig]:
+    """The models by role; a judge that is not configured is the teacher."""
+    engines = config.engines
+    found = {"teacher": engines.teacher, "judge": engines.judge, "scorer": engines.scorer}
+    return {role: engine for role, engine in found.items() if engine is not None}
+
+
+def roles_of(config: SynthConfig) -> dict[str, str]:
+    """Stage -> the one model it asks; a stage that asks several, or a judge that is none, is the teacher's."""
+    engines = engines_of(config)
     stages = build_stages(config, Tree.load(config.plan.tree), PromptSet.load(config.prompts))
-    return frozenset(stage.name for stage in stages if stage.roles == {"judge"})
+    only = {stage.name: next(iter(stage.roles)) for stage in stages if len(stage.roles) == 1}
+    return {stage: role if role in engines else "teacher" for stage, role in only.items()}
 
 
 def tokens_of(config: SynthConfig, role: str, size: tuple[int, int]) -> tuple[int, str]:
     """Of one image, and by which rule."""
-    engine = config.engines.judge if role == "judge" and config.engines.judge else config.engines.teacher
+    engine = engines_of(config)[role]
     return image_tokens(engine.model or "", *size, longest_px=engine.image_max_px)
 
 
@@ -179,7 +189,7 @@ def reckon(config: SynthConfig, num_images: int, *, kept_share: float) -> Sample
 def _reckoned(config: SynthConfig, size: tuple[int, int], kept_share: float) -> ImageCost:
     prompts = PromptSet.load(config.prompts)
     stages = build_stages(config, Tree.load(config.plan.tree), prompts)
-    judged = judged_stages(config)
+    roles = roles_of(config)
     samples = float(config.plan.questions_per_image)
     calls: dict[str, float] = {}
     read: dict[str, float] = {}
@@ -190,7 +200,7 @@ def _reckoned(config: SynthConfig, size: tuple[int, int], kept_share: float) -> 
         if not stage.roles:
             continue
         number = samples * len(stage.roles)
-        image, _ = tokens_of(config, "judge" if stage.name in judged else "teacher", size)
+        image, _ = tokens_of(config, roles.get(stage.name, "teacher"), size)
         own = [
             prompts.text(name)
             for name in prompts.texts

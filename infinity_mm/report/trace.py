@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from infinity_mm.errors import UserError, explain
 from infinity_mm.prompts import PromptSet
-from infinity_mm.quality.policy import Policy, decide
+from infinity_mm.quality.policy import Policy, decide_score
 from infinity_mm.record import Score, Tag
 from infinity_mm.report.lookup import (
     column,
@@ -271,7 +271,14 @@ def _record(id_: str, family: _Family) -> Mapping[str, Any]:
     for child, record in sorted(family.records.items()):
         if ".q" in id_ and child.startswith(f"{id_}.") and record["sample"]:
             calls = [call for call in record["sample"]["calls"] if call["stage"] in ("ask", "check")]
-            own = {"answer": None, "style": None, "score": None, "previous": [], "decision": None}
+            own = {
+                "answer": None,
+                "style": None,
+                "score": None,
+                "previous": [],
+                "labels": [],
+                "decision": None,
+            }
             return {"sample": {**record["sample"], **own, "calls": calls}, "detail": ""}
     return {}
 
@@ -411,7 +418,9 @@ def _calls(
 def _settings(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """From run.json: what the stage was configured with, and the engine that it asked."""
     stage, _, step = label.partition(".")
-    role = "judge" if "judge" in (stage, step) else "teacher"
+    role = "judge" if "judge" in (stage, step) else "scorer" if stage == "loss" else "teacher"
+    if stage == "blind":
+        role = (config.get("blind") or {}).get("role", "teacher")
     engines = config.get("engines") or {}
     engine = engines.get(role) or engines.get("teacher") or {}
     return {
@@ -445,12 +454,13 @@ def _judgement(sample: Mapping[str, Any] | None, config: Mapping[str, Any]) -> d
         if score is None:
             step["policy"] = "not judged"
         elif policy is not None:
-            decision = decide(score, policy)
+            decision = decide_score(score, policy)
             step["policy"] = f"{decision.name} ({decision.reason}): {_cut_offs(policy, score)}"
         steps.append(step)
     return {
         "answers": steps,
         "decision": sample.get("decision"),
+        "labels": {label["name"]: label["value"] for label in sample["labels"]},
         "policy": settings or NOT_RECORDED,
         "rewritten": bool(sample["previous"]),
     }

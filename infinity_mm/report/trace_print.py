@@ -134,6 +134,8 @@ def _judgement(judgement: Mapping[str, Any] | str, console: Console) -> None:
         if step["score"]:
             known = {k: v for k, v in step["score"].items() if v not in (None, (), [])}
             _line(console, "", ", ".join(f"{name} {value}" for name, value in known.items()))
+    if judgement["labels"]:
+        _line(console, "labels", ", ".join(f"{name} {v:.3g}" for name, v in judgement["labels"].items()))
     _line(console, "decision", judgement["decision"] or "none")
 
 
@@ -150,6 +152,9 @@ def _calls(calls: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
         reply = call["reply"]
         if isinstance(reply, str):
             _line(console, "  reply", reply)
+        elif "mean_logprob" in reply:
+            tokens = f"mean over {reply['num_tokens']} tokens, after {reply['prompt_tokens']} tokens"
+            _line(console, "  likelihood", f"{reply['mean_logprob']:.3f} nats ({tokens})")
         else:
             tokens = f"{reply.get('prompt_tokens', 0)} + {reply.get('completion_tokens', 0)} tokens"
             _line(console, "  reply", f"{reply.get('text', '')!r} ({reply.get('finish_reason')}, {tokens})")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from infinity_mm.engines.base import Failure, Reply, Request
+from infinity_mm.engines.base import Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.runtime.budget import LEASE_S, REPORT_S, Amount, Grant
 
 Counter = Callable[[], Mapping[str, float]]
@@ -111,7 +111,7 @@ class Purse:
         """Requests under way included."""
         return self._lent - self._left
 
-    async def reserve(self, requests: Sequence[Request]) -> int:
+    async def reserve(self, requests: Sequence[Request | Scoring]) -> int:
         """Wait until the requests may be sent; returns how many of them, from the first.
 
         Fewer than all only when the budget is at its end, and none only when nothing is under way any more: so
@@ -137,17 +137,20 @@ class Purse:
             await news
         return 0
 
-    def settle(self, request: Request, answer: Reply | Failure) -> None:
+    def settle(self, request: Request | Scoring, answer: Reply | Likelihood | Failure) -> None:
         """Say what a request that was sent came to.
 
         One that was turned away (HTTP 4xx) cost no tokens; any other failure may have been computed before it was
         lost, so all that was set aside for it counts.
         """
         most = self._most(request)
-        if isinstance(answer, Reply):
-            tokens = answer.prompt_tokens + answer.completion_tokens or most.tokens
-        else:
-            tokens = 0 if answer.reason.startswith("http_4") else most.tokens
+        match answer:
+            case Reply():
+                tokens = answer.prompt_tokens + answer.completion_tokens or most.tokens
+            case Likelihood():
+                tokens = answer.prompt_tokens + answer.num_tokens
+            case Failure():
+                tokens = 0 if answer.reason.startswith("http_4") else most.tokens
         unused = Amount(tokens=most.tokens - tokens)
         self._left, self._held = self._left + unused, self._held - most
         self._wake()
@@ -167,12 +170,13 @@ class Purse:
         is_low = need != Amount() or not half.within(self._left)
         return need, lately if is_low else Amount()
 
-    def _most(self, request: Request) -> Amount:
+    def _most(self, request: Request | Scoring) -> Amount:
         """One request and the most tokens it can take: a token of text is at least one byte of UTF-8."""
         text = sum(len(turn.text.encode("utf-8", "replace")) for turn in request.turns)
         images = self._image_tokens * len(request.images)
         template = 64 * len(request.turns)
-        return Amount(requests=1, tokens=text + images + template + request.max_new_tokens)
+        reply = request.max_new_tokens if isinstance(request, Request) else 1
+        return Amount(requests=1, tokens=text + images + template + reply)
 
     def _fitting(self, amounts: Sequence[Amount]) -> int:
         whole = Amount()

@@ -10,14 +10,24 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, TypeVar, final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 from infinity_mm.errors import UserError
 from infinity_mm.record import Dropped, Emitted, Fate, Merged, Outcome, Quarantined, Sample, settle
 from infinity_mm.synth.exchange import quarantine
 from infinity_mm.synth.spread import STAGE, spread
 from infinity_mm.synth.stage import Context, Stage
+
+A = TypeVar("A", bound=Reply | Likelihood | Failure)
 
 
 @dataclass(kw_only=True)
@@ -115,8 +125,14 @@ class Metered:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """The inner engine's answers."""
-        answers = await self._engine.generate(requests)
-        self._metrics[f"calls.{self._stage}"] += len(requests)
+        return self._counted(await self._engine.generate(requests))
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """The same for likelihoods; the tokens of a scored text were given, so they count as prompt."""
+        return self._counted(await self._engine.score(scorings))
+
+    def _counted(self, answers: list[A]) -> list[A]:
+        self._metrics[f"calls.{self._stage}"] += len(answers)
         for answer in answers:
             if isinstance(answer, Failure):
                 self._metrics[f"failed_calls.{self._stage}"] += 1
@@ -124,9 +140,11 @@ class Metered:
                     self._metrics["outages"] += 1
                     self._metrics[f"outages.{answer.reason}"] += 1
             else:
+                told = answer.num_tokens if isinstance(answer, Likelihood) else 0
+                said = 0 if isinstance(answer, Likelihood) else answer.completion_tokens
                 self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
-                self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens
-                self._metrics[f"completion_tokens.{self._stage}"] += answer.completion_tokens
+                self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens + told
+                self._metrics[f"completion_tokens.{self._stage}"] += said
                 if not answer.from_journal:
-                    self._metrics["tokens_now"] += answer.prompt_tokens + answer.completion_tokens
+                    self._metrics["tokens_now"] += answer.prompt_tokens + told + said
         return answers

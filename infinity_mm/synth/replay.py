@@ -25,9 +25,6 @@ from infinity_mm.runtime.runner import run_passes
 from infinity_mm.storage import files
 from infinity_mm.synth.aside_pass import Aside, AsidePass, edition
 from infinity_mm.synth.config import SynthConfig
-from infinity_mm.synth.dedup_pass import DedupPass
-from infinity_mm.synth.journey_pass import JourneyPass
-from infinity_mm.synth.publish_pass import PublishPass
 from infinity_mm.synth.run import SUMMARY_FILE, described, undescribed
 
 
@@ -70,19 +67,9 @@ def replay(
     config = config_of(
         source.run_dir, [*overrides, f"run_dir={out or source.path('replays', f'{aside.reason}-{name}')}"]
     )
-    judge = config.engines.judge
     passes: list[Pass] = [
         AsidePass(aside=aside, config=config.journeys),
-        JourneyPass(
-            config=config.journeys,
-            teacher=config.engines.teacher.spec(),
-            judge=None if judge is None else judge.spec(),
-            tree=config.plan.tree,
-            after="aside",
-            edition=edition(aside),
-        ),
-        DedupPass(config=config.dedup),
-        PublishPass(config=config.publish),
+        *config.passes_from_journeys(after="aside", edition=edition(aside)),
     ]
     run = Run(config.run_dir)
     run.start(described(config) | {"replay": to_plain(aside)}, seed=config.seed)

@@ -11,7 +11,7 @@ from misbehaving_server import Server, completion
 from nano import Drawn, look
 
 from infinity_mm.engines.allowance import with_allowance
-from infinity_mm.engines.base import Engine, Failure, Reply, Request
+from infinity_mm.engines.base import Engine, Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.openai import OpenAISpec
 from infinity_mm.errors import UserError
 
@@ -235,12 +235,12 @@ class Counting:
         self.left = number
         self.settled: list[str] = []
 
-    async def reserve(self, requests: Sequence[Request]) -> int:
+    async def reserve(self, requests: Sequence[Request | Scoring]) -> int:
         self.left -= 1
         return int(self.left >= 0)
 
-    def settle(self, request: Request, answer: Reply | Failure) -> None:
-        self.settled.append(answer.text if isinstance(answer, Reply) else answer.reason)
+    def settle(self, request: Request | Scoring, answer: Reply | Likelihood | Failure) -> None:
+        self.settled.append(answer.reason if isinstance(answer, Failure) else getattr(answer, "text", ""))
 
 
 @pytest.mark.parametrize(

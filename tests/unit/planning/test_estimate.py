@@ -6,10 +6,10 @@ import pytest
 
 from infinity_mm.errors import UserError
 from infinity_mm.planning.estimate import ImageCost, Sums
-from infinity_mm.planning.gpus import Gpu, GpuTable, Models, Size, load_gpus, size_of
+from infinity_mm.planning.gpus import Gpu, GpuTable, Size, load_gpus, size_of
 from infinity_mm.planning.image_tokens import image_tokens
 
-NOBODY = frozenset[str]()
+NOBODY: dict[str, str] = {}
 
 
 def image(kept: float, *, read: float = 100.0, written: float = 10.0, cached: float = 0.0) -> ImageCost:
@@ -23,13 +23,13 @@ def image(kept: float, *, read: float = 100.0, written: float = 10.0, cached: fl
 
 
 def test_images_that_are_all_alike_leave_no_doubt() -> None:
-    total = Sums([image(2)] * 8, judged=NOBODY).total("prompt_tokens", 1000)
+    total = Sums([image(2)] * 8, roles=NOBODY).total("prompt_tokens", 1000)
     assert (total.low, total.middle, total.high) == (200_000, 200_000, 200_000)
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_more_images() -> None:
-    few = Sums([image(0), image(2)] * 4, judged=NOBODY).total("pairs_kept", 100)
-    many = Sums([image(0), image(2)] * 100, judged=NOBODY).total("pairs_kept", 100)
+    few = Sums([image(0), image(2)] * 4, roles=NOBODY).total("pairs_kept", 100)
+    many = Sums([image(0), image(2)] * 100, roles=NOBODY).total("pairs_kept", 100)
     assert few.low < many.low < few.middle == many.middle == 100 < many.high < few.high
 
 
@@ -53,8 +53,8 @@ def test_a_model_that_does_not_fit_takes_as_many_gpus_as_hold_it() -> None:
 
 def test_cost_counts_what_is_read_and_written_by_each_model_and_nothing_from_the_cache() -> None:
     teacher, judge = ONE_B, Size(total_b=2.0, active_b=2.0)
-    sums = Sums([image(1, cached=60)] * 3, judged=frozenset({"judge"}))
-    cost = sums.cost(30, gpu=GPU, table=TABLE, models=Models(teacher=teacher, judge=judge))
+    sums = Sums([image(1, cached=60)] * 3, roles={"ask": "teacher", "judge": "judge"})
+    cost = sums.cost(30, gpu=GPU, table=TABLE, sizes={"teacher": teacher, "judge": judge})
     assert cost is not None
     one = 100 * 0.004 + 10 * 0.4 + 40 * 0.008 + 1 * 0.8
     assert cost.gpu_hours.middle == pytest.approx(30 * one / 3600)
@@ -63,8 +63,8 @@ def test_cost_counts_what_is_read_and_written_by_each_model_and_nothing_from_the
 
 
 def test_no_cost_without_a_size_or_without_a_kept_pair() -> None:
-    assert Sums([image(1)], judged=NOBODY).cost(1, gpu=GPU, table=TABLE, models=Models(teacher=None)) is None
-    assert Sums([image(0)], judged=NOBODY).cost(1, gpu=GPU, table=TABLE, models=Models(teacher=ONE_B)) is None
+    assert Sums([image(1)], roles=NOBODY).cost(1, gpu=GPU, table=TABLE, sizes={"teacher": None}) is None
+    assert Sums([image(0)], roles=NOBODY).cost(1, gpu=GPU, table=TABLE, sizes={"teacher": ONE_B}) is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from infinity_mm.engines.allowance import OUT_OF_BUDGET, Allowed
-from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
+from infinity_mm.engines.base import Capabilities, Engine, Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.journaled import Journaled
 from infinity_mm.errors import BudgetSpentError, UserError
 from infinity_mm.record import Text, Turn
@@ -38,6 +38,10 @@ class Echo:
         self.sent += len(requests)
         await asyncio.sleep(self.delay_s)
         return [Reply(text=r.turns[-1].text, prompt_tokens=5, completion_tokens=2) for r in requests]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        self.sent += len(scorings)
+        return [Likelihood(mean_logprob=-1.0, num_tokens=3, prompt_tokens=5) for _ in scorings]
 
 
 def lending(bank: Bank, worker: str, purse: Purse) -> None:
@@ -140,6 +144,19 @@ def test_tokens_set_aside_come_back_so_that_a_budget_of_tokens_is_used_up(tmp_pa
         answers = await call
         assert sum(answer is not OUT_OF_BUDGET for answer in answers) == echo.sent == 10
         assert link.purse.spent.tokens == 70 <= limit
+
+    asyncio.run(scenario())
+
+
+def test_scorings_are_paid_for_like_requests() -> None:
+    async def scenario() -> None:
+        echo, link = Echo(), Link(image_tokens=0)
+        link.receive(Grant(amount=Amount(requests=1, tokens=10**6), is_last=True))
+        said = Scoring(turns=(Turn("user", (Text("a"),)), Turn("assistant", (Text("b"),))))
+        [first, second] = await Allowed(echo, link.purse).score([said, said])
+        assert isinstance(first, Likelihood)
+        assert second is OUT_OF_BUDGET
+        assert (echo.sent, link.purse.spent) == (1, Amount(requests=1, tokens=8))
 
     asyncio.run(scenario())
 
