@@ -203,7 +203,6 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from infinity_mm.engines import attention
-    from infinity_mm.engines.any_model import AnyModel
     from infinity_mm.engines.own_model import OwnModel
     from infinity_mm.model.released import is_released, load_released
 
@@ -221,14 +220,21 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
         )
         processor = AutoProcessor.from_pretrained(folder)
     model = cast(Any, model).to(device).eval()
-    config = model.config
-    layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
-    is_own = config.model_type == "infinity_mm" and layers == {"full_attention"}
-    if is_own and device == "cpu":
+    backend = backend_for(model, processor, images, cache_bytes=spec.cache_mb << 20)
+    if isinstance(backend, OwnModel) and device == "cpu":
         attention.register()
         model.get_decoder().set_attn_implementation(attention.GROUPED_SDPA)
-    backend = (OwnModel if is_own else AnyModel)(model, processor, images, cache_bytes=spec.cache_mb << 20)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return _Loaded(
         backend=backend, fingerprint=f"transformers: {model_hash(folder)[:32]}, {dtype}, {versions}"
     )
+
+
+def backend_for(model: Any, processor: Any, images: ImageReader, *, cache_bytes: int) -> Backend:
+    """Our own model on its fast path, unless a layer of it attends in a window; any other through `generate`."""
+    from infinity_mm.engines.any_model import AnyModel
+    from infinity_mm.engines.own_model import OwnModel
+
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    is_own = model.config.model_type == "infinity_mm" and layers == {"full_attention"}
+    return (OwnModel if is_own else AnyModel)(model, processor, images, cache_bytes=cache_bytes)

@@ -19,6 +19,7 @@ from infinity_mm.prompts import PromptSet
 from infinity_mm.runtime.events import Listener
 from infinity_mm.runtime.run import Run
 from infinity_mm.sources.config import open_sources
+from infinity_mm.sources.json_rows import BadRow
 from infinity_mm.storage import manifest
 from infinity_mm.storage.manifest import Manifest
 from infinity_mm.synth.config import SynthConfig
@@ -27,6 +28,8 @@ from infinity_mm.synth.stages import build_stages
 from infinity_mm.taxonomy.tree import Tree
 from infinity_mm.vision.images import BadImage, image_size
 
+Sizes = tuple[tuple[int, int], ...]
+"""(width, height) of the images of one sample."""
 BYTES_PER_TOKEN = 4.0
 """Of English text; for the arithmetic only."""
 _EXCHANGE_BYTES = 400
@@ -84,16 +87,16 @@ def probe(config: SynthConfig, num_images: int, on_event: Listener | None = None
     )
 
 
-def _measured(run: Run, committed: Manifest) -> list[tuple[Mapping[str, float], tuple[int, int]]]:
+def _measured(run: Run, committed: Manifest) -> list[tuple[Mapping[str, float], Sizes]]:
     """Metrics and size of every image that began a journey; each is a shard of its own."""
     planned = list(run.samples("plan"))
     entries = list(manifest.entries(run.run_dir, committed))
-    sizes = [(sample.images[0].width, sample.images[0].height) for sample in planned]
+    sizes = [tuple((image.width, image.height) for image in sample.images) for sample in planned]
     read = [json.loads(manifest.read_object(run.run_dir, entry.objects["metrics"])) for entry in entries]
     return list(zip(read, sizes, strict=True))
 
 
-def image_cost(config: SynthConfig, metrics: Mapping[str, float], size: tuple[int, int]) -> ImageCost:
+def image_cost(config: SynthConfig, metrics: Mapping[str, float], sizes: Sizes) -> ImageCost:
     """From a shard of one image; what the server does not say of its prefix cache is reckoned."""
 
     def by_stage(name: str) -> dict[str, float]:
@@ -104,12 +107,12 @@ def image_cost(config: SynthConfig, metrics: Mapping[str, float], size: tuple[in
         calls=calls,
         prompt_tokens=by_stage("prompt_tokens"),
         completion_tokens=by_stage("completion_tokens"),
-        cached_tokens=cached if any(cached.values()) else shared_prefix(config, calls, size),
+        cached_tokens=cached if any(cached.values()) else shared_prefix(config, calls, sizes),
         pairs_kept=metrics.get("pairs", 0.0),
     )
 
 
-def shared_prefix(config: SynthConfig, calls: Mapping[str, float], size: tuple[int, int]) -> dict[str, float]:
+def shared_prefix(config: SynthConfig, calls: Mapping[str, float], sizes: Sizes) -> dict[str, float]:
     """Stage -> tokens of the image that an earlier call about it has brought into the model's cache."""
     roles = roles_of(config)
     cached: dict[str, float] = {}
@@ -120,7 +123,7 @@ def shared_prefix(config: SynthConfig, calls: Mapping[str, float], size: tuple[i
             continue
         again = number if role in seen else number - 1
         seen.add(role)
-        cached[stage] = max(0.0, again) * tokens_of(config, role, size)[0]
+        cached[stage] = max(0.0, again) * tokens_of(config, role, sizes)[0]
     return cached
 
 
@@ -139,15 +142,19 @@ def roles_of(config: SynthConfig) -> dict[str, str]:
     return {stage: role if role in engines else "teacher" for stage, role in only.items()}
 
 
-def tokens_of(config: SynthConfig, role: str, size: tuple[int, int]) -> tuple[int, str]:
-    """Of one image, and by which rule."""
+def tokens_of(config: SynthConfig, role: str, sizes: Sizes) -> tuple[int, str]:
+    """Of the images of one sample, and by which rule."""
     engine = engines_of(config)[role]
-    return image_tokens(engine.model or "", *size, longest_px=engine.image_max_px)
+    each = [
+        image_tokens(engine.model or "", width, height, longest_px=engine.image_max_px)
+        for width, height in sizes
+    ]
+    return sum(tokens for tokens, _ in each), each[0][1]
 
 
 def cache_note(config: SynthConfig) -> str:
     """What is assumed about prefixes."""
-    rule = tokens_of(config, "teacher", (1024, 768))[1]
+    rule = tokens_of(config, "teacher", ((1024, 768),))[1]
     return f"an image is read once per model, as a prefix cache does; its tokens where no server says: {rule}"
 
 
@@ -159,12 +166,15 @@ def reckon(config: SynthConfig, num_images: int, *, kept_share: float) -> Sample
     items = config.read.items()
     some = replace(config.read, sample=num_images).items()
     sources = open_sources(config.read.sources)
-    sizes = []
+    sizes: list[Sizes] = []
     for item in some:
         if item.problem is None:
             try:
-                sizes.append(image_size(sources[item.source].read(item), max_pixels=config.read.max_pixels))
-            except BadImage:
+                pictures = sources[item.source].read(item).pictures
+                sizes.append(
+                    tuple(image_size(one.data, max_pixels=config.read.max_pixels) for one in pictures)
+                )
+            except (BadImage, BadRow):
                 continue
     if not sizes:
         raise explain(
@@ -172,7 +182,7 @@ def reckon(config: SynthConfig, num_images: int, *, kept_share: float) -> Sample
             where="read.sources",
             fix="correct the path",
         )
-    images = [_reckoned(config, size, kept_share) for size in sizes]
+    images = [_reckoned(config, one, kept_share) for one in sizes]
     return Sample(
         images=tuple(images),
         num_images=len(items) * len(sizes) / len(some),
@@ -186,7 +196,7 @@ def reckon(config: SynthConfig, num_images: int, *, kept_share: float) -> Sample
     )
 
 
-def _reckoned(config: SynthConfig, size: tuple[int, int], kept_share: float) -> ImageCost:
+def _reckoned(config: SynthConfig, sizes: Sizes, kept_share: float) -> ImageCost:
     prompts = PromptSet.load(config.prompts)
     stages = build_stages(config, Tree.load(config.plan.tree), prompts)
     roles = roles_of(config)
@@ -200,7 +210,7 @@ def _reckoned(config: SynthConfig, size: tuple[int, int], kept_share: float) -> 
         if not stage.roles:
             continue
         number = samples * len(stage.roles)
-        image, _ = tokens_of(config, roles.get(stage.name, "teacher"), size)
+        image, _ = tokens_of(config, roles.get(stage.name, "teacher"), sizes)
         own = [
             prompts.text(name)
             for name in prompts.texts
@@ -216,7 +226,7 @@ def _reckoned(config: SynthConfig, size: tuple[int, int], kept_share: float) -> 
         calls=calls,
         prompt_tokens=read,
         completion_tokens=written,
-        cached_tokens=shared_prefix(config, calls, size),
+        cached_tokens=shared_prefix(config, calls, sizes),
         pairs_kept=kept_share * samples,
     )
 

@@ -19,7 +19,7 @@ from infinity_mm.errors import explain
 from infinity_mm.record import ImageRef, Sample, canonical_json
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.ids import image_id
+from infinity_mm.synth.ids import image_id, is_source
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 
 _RESAMPLES = 1000
@@ -120,7 +120,7 @@ def _ends(run: Run, units: Sequence[str]) -> Iterator[tuple[Sample, str]]:
             yield Sample.from_json(canonical_json(line["sample"])), "kept"
     for rows in (run.dropped("journeys"), run.quarantined("journeys")):
         for row in rows:
-            if row.get("sample") and image_id(row["id"]) != row["id"]:
+            if row.get("sample") and image_id(row["id"]) != row["id"] and not is_source(row["id"]):
                 sample = Sample.from_json(canonical_json(row["sample"]))
                 yield sample, f"{row['stage']}: {row['reason']}"
 

@@ -96,6 +96,7 @@ class SynthConfig(JourneyConfig):
                 judge=None if judge is None else judge.spec(),
                 scorer=None if scorer is None else scorer.spec(),
                 tree=self.plan.tree,
+                images_per_sample=max((s.images_per_sample for s in self.read.sources), default=1),
                 after=after,
                 edition=edition,
             ),

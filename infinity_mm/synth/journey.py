@@ -2,6 +2,7 @@
 
 image --spread--> questions --ask--distinct--check--styles--answer--judge--decide--rewrite--merge--> conversations
                                 \\-------- settle: one fate per sample and stage --------/
+        \\--the conversation it came with, which no model is asked about--------------merge--/
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from infinity_mm.engines.base import (
 from infinity_mm.errors import UserError
 from infinity_mm.record import Dropped, Emitted, Fate, Merged, Outcome, Quarantined, Sample, settle
 from infinity_mm.synth.exchange import quarantine
+from infinity_mm.synth.ids import is_source
 from infinity_mm.synth.spread import STAGE, spread
 from infinity_mm.synth.stage import Context, Stage
 
@@ -60,8 +62,11 @@ async def travel(
     same for every image (`UserError`) and broken accounts (`ConservationError`) end the run.
     """
     journey = journey or Journey()
-    alive = _enter(journey, STAGE, [image], spread(image, planned))
-    return await walk(journey, {stages[0].name: alive}, stages, context)
+    entering: defaultdict[str, list[Sample]] = defaultdict(list)
+    merging = next((stage.name for stage in stages if "turns" in stage.writes), stages[-1].name)
+    for sample in _enter(journey, STAGE, [image], spread(image, planned)):
+        entering[merging if is_source(sample.id) else stages[0].name].append(sample)
+    return await walk(journey, entering, stages, context)
 
 
 async def walk(
@@ -70,7 +75,7 @@ async def walk(
     """Take samples of one image through the stages, each from the stage at which it enters."""
     alive: list[Sample] = []
     for stage in stages:
-        alive = [*alive, *entering.get(stage.name, ())]
+        alive = [*entering.get(stage.name, ()), *alive]
         if not alive:
             continue
         start = time.monotonic()
@@ -93,7 +98,7 @@ def _enter(
     """Settle one stage, write its outcomes into the journey, and return the samples that go on."""
     journey.fates += settle(stage, [sample.id for sample in given], outcomes)
     merged = {outcome.id for outcome in outcomes if isinstance(outcome, Merged)}
-    journey.pairs += [sample for sample in given if sample.id in merged]
+    journey.pairs += [sample for sample in given if sample.id in merged and not is_source(sample.id)]
     journey.dropped += [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
     journey.quarantined += [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
     return [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]

@@ -57,6 +57,8 @@ class JourneyPass:
     """None: the teacher judges its own answers."""
     scorer: EngineSpec | None = None
     """Gives likelihoods; needed by the stage `loss` alone."""
+    images_per_sample: int = 1
+    """Most images that one sample has; the engines must take as many in one request."""
     tree: str
     """Instruction tree the plan was made with: definitions of types and the styles that suit them."""
     after: str = "plan"
@@ -101,7 +103,7 @@ class JourneyPass:
         stages = build_stages(self.config, Tree.load(self.tree), prompts)
         async with AsyncExitStack() as stack:
             engines = await self._engines(run, stack)
-            check_engines(stages, engines)
+            check_engines(stages, engines, images=self.images_per_sample)
             context = Context(engines=engines, prompts=prompts, seed=self.config.seed, edition=self.edition)
             yield _JourneyWorker(self, run, stages, context)
 

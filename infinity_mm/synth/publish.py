@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from infinity_mm.engines.base import ImageReader
 from infinity_mm.errors import explain
 from infinity_mm.record import ImageRef, ImageSlot, Part, Sample, Text, canonical_json
+from infinity_mm.synth.ids import num_source_turns
 
 ROW_GROUP_ROWS = 100
 """Small groups: viewers and shuffling readers load whole groups, and rows hold images."""
@@ -121,8 +122,12 @@ def _pair(pair: Sample) -> dict[str, Any]:
 
 
 def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
-    """Where images and turns come from; nothing in it depends on the machine."""
-    return {
+    """Where images and turns come from; nothing in it depends on the machine.
+
+    `source_turns`: how many turns came with the image; they stand first.
+    """
+    came_with = num_source_turns(sample)
+    return ({"source_turns": came_with} if came_with else {}) | {
         "images": [
             {"sha256": i.sha256, "source": i.source, "licence": i.licence, "page": i.page}
             for i in sample.images
@@ -133,6 +138,7 @@ def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
                 "type": pair.instruction_type,
                 "style": pair.style,
                 "score": None if pair.score is None else asdict(pair.score),
+                "labels": {label.name: label.value for label in pair.labels},
                 "rewritten": bool(pair.previous),
                 "calls": [asdict(call) for call in pair.calls],
             }

@@ -15,6 +15,7 @@ from infinity_mm.config import to_plain
 from infinity_mm.errors import explain
 from infinity_mm.record import Emitted, Outcome, Quarantined, canonical_json, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
+from infinity_mm.synth.ids import is_source
 from infinity_mm.synth.journey_pass import read_pairs, set_aside
 from infinity_mm.synth.publish import parquet_bytes, row
 from infinity_mm.vision.images import BadImage
@@ -101,7 +102,8 @@ class _PublishWorker:
         outcomes: list[Outcome] = []
         for sample in samples:
             try:
-                rows.append(row(sample, [pairs[id_] for id_ in sample.parents], self._run.images))
+                made = [pairs[id_] for id_ in sample.parents if not is_source(id_)]
+                rows.append(row(sample, made, self._run.images))
                 outcomes.append(Emitted(sample=sample))
             except BadImage as bad:  # the file was removed or replaced since it was read first
                 outcomes.append(

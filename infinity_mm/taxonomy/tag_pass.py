@@ -1,4 +1,4 @@
-"""Pass `tag`: image tags with scores, each image scored once and journaled.
+"""Pass `tag`: image tags with scores, each image scored once and journaled; tags that came with an image stand.
 
 samples of `unique` --journal?--> scores --top_k, min_score--> sample with tags
                       \\--> decode --batch--> tagger --journal--/
@@ -79,8 +79,9 @@ class TagWorker:
         """Score what the journal does not know, in batches; then choose tags."""
         samples = self._run.unit_samples(self._pass.after, unit.id)
         unread: dict[str, BadImage] = {}
-        known = {sample.id: self._journal.get(self._key(sample)) for sample in samples}
-        unknown = [sample for sample in samples if known[sample.id] is None]
+        untagged = [sample for sample in samples if sample.tags is None]
+        known = {sample.id: self._journal.get(self._key(sample)) for sample in untagged}
+        unknown = [sample for sample in untagged if known[sample.id] is None]
         for batch in _batches(unknown, self._pass.config.batch_images):
             pictures = await asyncio.to_thread(self._decode, batch, unread)
             if pictures:
@@ -89,7 +90,7 @@ class TagWorker:
                 for sample, scores in zip((s for s in batch if s.id in pictures), rows, strict=True):
                     known[sample.id] = self._journal.put(self._key(sample), {"scores": scores})
         await asyncio.to_thread(self._journal.sync)
-        outcomes = [self._outcome(sample, known[sample.id], unread.get(sample.id)) for sample in samples]
+        outcomes = [self._outcome(sample, known.get(sample.id), unread.get(sample.id)) for sample in samples]
         ids = [sample.id for sample in samples]
         tagged = [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
         return UnitResult(
@@ -110,7 +111,7 @@ class TagWorker:
             metrics={
                 "images": len(samples),
                 "images_scored": len(unknown) - len(unread),
-                "images_from_journal": len(samples) - len(unknown),
+                "images_from_journal": len(untagged) - len(unknown),
                 "images_without_tags": sum(1 for sample in tagged if not sample.tags),
                 "tags": sum(len(sample.tags or ()) for sample in tagged),
             },
@@ -132,6 +133,8 @@ class TagWorker:
         return pictures
 
     def _outcome(self, sample: Sample, value: dict[str, Any] | None, bad: BadImage | None) -> Outcome:
+        if sample.tags is not None:
+            return Emitted(sample=sample)
         if value is None:
             assert bad is not None
             return Dropped(id=sample.id, stage=self._pass.name, reason=bad.reason, sample=sample)

@@ -85,6 +85,7 @@ REASONS = {
     "rewrite_not_an_edit": "the repaired answer is a new text, no edit of the first one",
     "rewrite_cut_off": "the repaired answer was cut off",
     "duplicate_pair": "the same question and answer are there already",
+    "asked_in_source": "the conversation that came with the picture asks the same",
     "invalid_unicode": "the reply holds broken characters",
     # calls
     "timeout": "the server did not answer in time",

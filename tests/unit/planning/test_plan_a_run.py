@@ -106,7 +106,7 @@ def test_how_a_run_is_worked_does_not_change_what_is_predicted(config: SynthConf
 
 
 def test_the_image_is_read_once_by_each_model(config: SynthConfig) -> None:
-    cached = shared_prefix(config, {"ask": 2.0, "check": 2.0}, (280, 280))
+    cached = shared_prefix(config, {"ask": 2.0, "check": 2.0}, ((280, 280),))
     assert cached == {"ask": 100.0, "check": 200.0}
 
 

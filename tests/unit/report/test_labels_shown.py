@@ -25,7 +25,9 @@ def test_the_trace_prints_a_likelihood_as_one() -> None:
     call: dict[str, Any] = {
         "stage": "loss",
         "model": "m",
+        "revision": "unpinned",
         "prompt": "nano/answer_short@1",
+        "prompt_text": "Name it.",
         "temperature": 0.0,
         "seed": 0,
         "key": "k",

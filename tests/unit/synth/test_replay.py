@@ -164,5 +164,5 @@ def test_samples_join_a_walk_at_their_stage() -> None:
     entering = {"two": [seen("a")], "three": [seen("b")]}
     walked: Sequence[Stage] = stages  # type: ignore[assignment]
     journey = asyncio.run(walk(Journey(), entering, walked, context(saying(""))))
-    assert [stage.seen for stage in stages] == [[], ["a"], ["a", "b"]]
-    assert [sample.id for sample in journey.samples] == ["a", "b"]
+    assert [stage.seen for stage in stages] == [[], ["a"], ["b", "a"]]
+    assert [sample.id for sample in journey.samples] == ["b", "a"]
