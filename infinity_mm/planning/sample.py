@@ -56,6 +56,12 @@ def probe(config: SynthConfig, num_images: int, on_event: Listener | None = None
 
     The same command again asks nothing twice.
     """
+    if config.journal == "simulate":
+        raise explain(
+            what="a probe measures, and with journal=simulate replies are made up",
+            where="infinity-mm plan --probe",
+            fix="leave out journal=simulate, or --probe",
+        )
     total = len(config.read.items())
     small = replace(
         config,

@@ -130,7 +130,8 @@ class JourneyPass:
             key = canonical_json([type(spec).__name__, to_plain(spec)])
             if key not in opened:
                 engine = await stack.enter_async_context(spec.open(run.images))
-                engine = with_allowance(engine, None if run.link is None else run.link.purse)
+                if run.link is not None and self.config.journal != "simulate":  # which spends nothing
+                    engine = with_allowance(engine, run.link.purse)
                 opened[key] = Journaled(engine, journal, mode=mode)
             roles[role] = opened[key]
         return roles

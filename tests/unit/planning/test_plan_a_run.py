@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from infinity_mm.cli import app
 from infinity_mm.config import load_config
 from infinity_mm.engines import spec
+from infinity_mm.errors import UserError
 from infinity_mm.planning.gpus import load_gpus
 from infinity_mm.planning.prediction import Prediction, predict, write_prediction
 from infinity_mm.planning.sample import Sample, probe, reckon, shared_prefix
@@ -90,6 +91,11 @@ def test_arithmetic_makes_no_call_and_is_never_below_what_is_measured(
 def test_a_prediction_for_another_configuration_is_not_shown(config: SynthConfig) -> None:
     write_prediction(config, predicted(config, reckon(config, 2, kept_share=0.5)))
     assert run_synthesis(replace(config, policy=replace(config.policy, keep_at=9.0))).predicted is None
+
+
+def test_made_up_replies_are_no_measurement(config: SynthConfig) -> None:
+    with pytest.raises(UserError, match="replies are made up"):
+        probe(replace(config, journal="simulate"), 2)
 
 
 def test_a_budget_that_will_not_do_is_told_before_anything_is_spent(config: SynthConfig) -> None:
