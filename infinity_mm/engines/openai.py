@@ -233,10 +233,9 @@ class OpenAIEngine:
         async def post(
             path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
         ) -> T | Failure:
-            body = json.dumps(payload).encode()
             attempt = 0
             while True:
-                answer, retry_after_s = await self._placed(affinity, path, body, read)
+                answer, retry_after_s = await self._placed(affinity, path, payload, read)
                 if not isinstance(answer, Failure) or not answer.retryable or answer.reason == ENDPOINT_DOWN:
                     return answer
                 if attempt == self._spec.max_retries:
@@ -248,7 +247,7 @@ class OpenAIEngine:
         return post
 
     async def _placed(
-        self, affinity: str, path: str, body: bytes, read: Callable[[str], T | Failure]
+        self, affinity: str, path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
     ) -> tuple[T | Failure, float | None]:
         """One call, as soon as there is a place for it."""
         place = await self._endpoints.place(affinity)
@@ -259,6 +258,8 @@ class OpenAIEngine:
         # vLLM's /tokenize is no part of the protocol, and lies beside its version.
         root = base.removesuffix("/v1") if path == "tokenize" else base
         try:
+            # Only now: hundreds of calls wait for a place, and each body would be a copy of its images.
+            body = json.dumps(payload).encode()
             answer, retry_after_s = await self._attempt(f"{root}/{path}", body, read)
         except BaseException:
             self._endpoints.give_back(place, None)
