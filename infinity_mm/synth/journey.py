@@ -137,5 +137,7 @@ class Metered:
                 if answer.simulated:
                     self._metrics["simulated"] += 1
                 self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens + told
+                if isinstance(answer, Reply):
+                    self._metrics[f"cached_tokens.{self._stage}"] += answer.cached_tokens
                 self._metrics[f"completion_tokens.{self._stage}"] += said
         return answers

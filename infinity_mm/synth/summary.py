@@ -40,6 +40,8 @@ class Summary:
     calls_simulated: int
     """Replies that no model gave; where there are any, every figure here is one of a simulated run."""
     prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt tokens, those the engines took from their prefix caches, where they say so."""
     completion_tokens: int
     images_read: int
     """Images that could be read and differ from each other."""
@@ -89,6 +91,7 @@ def summarise(
         calls_failed=_added(metrics, "failed_calls."),
         calls_simulated=int(metrics.get("simulated", 0)),
         prompt_tokens=_added(metrics, "prompt_tokens."),
+        cached_tokens=_added(metrics, "cached_tokens."),
         completion_tokens=_added(metrics, "completion_tokens."),
         images_read=manifests["unique"].totals["out"],
         questions_planned=int(manifests["plan"].metrics["questions_planned"]),
