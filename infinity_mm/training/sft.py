@@ -281,9 +281,9 @@ def _refuse_spread(config: SftConfig) -> None:
         )
     if is_zero3():
         zero3.refuse_other_stages(os.environ)
-        if config.compile or config.tasks or (config.lora is not None and config.lora.base == "nf4"):
+        if config.compile or (config.lora is not None and config.lora.base == "nf4"):
             raise explain(
-                what="compile, tasks and lora.base: nf4 do not work with DeepSpeed, which changes layers in place",
+                what="compile and lora.base: nf4 do not work with DeepSpeed, which changes layers in place",
                 where="the training configuration, launched with configs/accelerate/zero3.yaml",
                 fix="leave them out, or launch with configs/accelerate/8gpu_bf16.yaml",
             )

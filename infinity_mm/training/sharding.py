@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +22,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from infinity_mm.training.zero3 import Zero3, is_spread, own_weights, whole_parameter
+from infinity_mm.training.zero3 import (
+    Zero3,
+    is_spread,
+    is_zero3,
+    own_weights,
+    whole_parameter,
+    whole_parameters,
+)
 
 
 def is_sharded() -> bool:
@@ -47,20 +54,23 @@ def shard(model: nn.Module, accelerator: Accelerator, *, bf16: bool) -> None:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Whole weights in every process and layers that wait for nobody, so that each process may compute what it likes.
 
-    All processes must enter and leave. Besides the weights FSDP's hooks go, and come back: they would gather, spread
-    and take notes for a backward pass that does not follow.
+    All processes must enter and leave. Besides the weights the hooks of FSDP and ZeRO-3 go, and come back: they would
+    gather, spread and take notes for a backward pass that does not follow.
     """
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule) or is_zero3()]
     hooks = [(part, part._forward_pre_hooks, part._forward_hooks) for part in parts]
-    for part in parts:
-        part.unshard()
-        part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
-    try:
-        yield
-    finally:
-        for part, before, after in hooks:
-            part._forward_pre_hooks, part._forward_hooks = before, after
-            part.reshard()
+    with whole_parameters(model) if is_zero3() else nullcontext():
+        for part in parts:
+            if isinstance(part, FSDPModule):
+                part.unshard()
+            part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
+        try:
+            yield
+        finally:
+            for part, before, after in hooks:
+                part._forward_pre_hooks, part._forward_hooks = before, after
+                if isinstance(part, FSDPModule):
+                    part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

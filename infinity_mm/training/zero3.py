@@ -15,6 +15,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -129,6 +130,11 @@ def whole_parameter(parameter: Tensor) -> Tensor:
     """A copy of the whole parameter; all processes must ask for the same ones in the same order."""
     with importlib.import_module("deepspeed").zero.GatheredParameters([parameter]):
         return parameter.detach().clone()
+
+
+def whole_parameters(model: nn.Module) -> AbstractContextManager[None]:
+    """All parameters whole on every process while it lasts; they may not be changed."""
+    return importlib.import_module("deepspeed").zero.GatheredParameters(list(model.parameters()))
 
 
 def own_weights(parameter: Any) -> tuple[Tensor, Tensor]:

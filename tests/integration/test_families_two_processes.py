@@ -46,14 +46,13 @@ def train(folder: Path, num_processes: int, **environment: str) -> tuple[list[fl
     )
     assert done.returncode == 0, done.stderr
     assert f"{num_processes} process(es)" in done.stdout.replace("\n", " ")
-    losses, answered = (
+    steps, answered = (
         [json.loads(line) for line in (Path(config["out_dir"]) / name).read_text().splitlines()]
         for name in ("metrics.jsonl", "evaluation.jsonl")
     )
-    assert [step["tasks"]["three"]["num_questions"] for step in losses] == [4, 4, 4]
+    assert [step["tasks"]["three"]["num_questions"] for step in steps] == [4, 4, 4]
     replies = {f"{line['step']} {line['id']}": line["reply"] for line in answered}
-    measured = [step["held_out_loss"] for step in losses[1:]]
-    return [step["loss"] for step in losses] + measured, replies
+    return [step["loss"] for step in steps] + [step["held_out_loss"] for step in steps[1:]], replies
 
 
 @pytest.mark.integration

@@ -123,3 +123,10 @@ def test_a_stock_family_trains_with_a_picture_on_one_process_only(runs: Path) ->
     ddp, zero3 = runs / "stock" / "ddp", runs / "stock" / "zero3"
     assert column(zero3, "loss") == pytest.approx(column(ddp, "loss"), abs=1e-5)
     assert column(zero3, "held_out_loss")[1:] == pytest.approx(column(ddp, "held_out_loss")[1:], abs=1e-5)
+
+
+def test_tasks_get_the_answers_of_whole_copies(runs: Path) -> None:
+    for run, number in (("plain", 3 * 9), ("stock", 3 * 4)):
+        ddp, zero3 = ((runs / run / way / "evaluation.jsonl").read_text() for way in ("ddp", "zero3"))
+        assert ddp == zero3
+        assert len(ddp.splitlines()) == number

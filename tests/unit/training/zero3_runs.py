@@ -29,6 +29,15 @@ plain: dict[str, Any] = {
     "grad_clip": 0.5,
     "save_in_background": True,
     "save_every_steps": 4,
+    # Three pictures for two processes, which so answer numbers of questions that differ.
+    "tasks": [
+        {
+            "name": "world",
+            "kind": "windtunnel",
+            "options": {"world_seed": 3, "num_images": 3},
+            "every_steps": 2,
+        }
+    ],
 }
 constant = {"name": "constant"}
 unstable = {"lr": 0.05}
@@ -42,6 +51,7 @@ stock = {
     "row_tokens": 44,
     "window": 3,
     "held_out": {"data": [data], "every_steps": 2, "rows": 2},
+    "tasks": [{**data, "name": "three", "every_steps": 1, "max_new_tokens": 8}],
     "schedule": constant,
 }
 for way in ("ddp", "zero3"):
