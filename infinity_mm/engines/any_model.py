@@ -14,15 +14,15 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from infinity_mm.engines.base import ImageReader, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.lru import BytesLru
-from infinity_mm.engines.prompting import ChatTemplate, Refused, choice_reply, likelihood, split_scoring
+from infinity_mm.engines.prompting import ChatTemplate, Refused, choice_reply, likelihood
 from infinity_mm.engines.sampling import Sampler
-from infinity_mm.record import ImageRef, Turn
+from infinity_mm.record import ImageRef
 from infinity_mm.vision.images import decode_image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Filled:
-    """A conversation with its template filled in, up to where the model goes on."""
+    """A conversation with its template filled in."""
 
     text: str
     pictures: tuple[Image.Image, ...]
@@ -30,16 +30,17 @@ class _Filled:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt(_Filled):
-    """One request."""
+    """One request, up to where the model goes on."""
 
     request: Request
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringPrompt(_Filled):
-    """One scoring."""
+    """One scoring, up to the end of the text."""
 
-    scored: str
+    ids: list[int]
+    """What the text becomes, the last of the whole."""
 
 
 @final
@@ -64,20 +65,16 @@ class AnyModel:
 
     def prepare(self, request: Request) -> Prompt:
         """Fill in the template and decode the images; raises `Refused` or `BadImage`."""
-        text, pictures = self._filled(request.turns, request.images, request.choices)
-        return Prompt(request=request, text=text, pictures=pictures)
+        text, images = self._template.fill(request.turns, request.images, request.choices)
+        return Prompt(request=request, text=text, pictures=self._pictures(images))
 
     def prepare_scoring(self, scoring: Scoring) -> ScoringPrompt:
         """The same for a scoring."""
-        turns, scored = split_scoring(scoring)
-        text, pictures = self._filled(turns, scoring.images, [scored])
-        return ScoringPrompt(scored=scored, text=text, pictures=pictures)
+        text, images, ids = self._template.fill_scored(scoring)
+        return ScoringPrompt(ids=ids, text=text, pictures=self._pictures(images))
 
-    def _filled(
-        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str]
-    ) -> tuple[str, tuple[Image.Image, ...]]:
-        text, shown = self._template.fill(turns, images, said)
-        return text, tuple(self._picture(image) for image in shown)
+    def _pictures(self, images: Sequence[ImageRef]) -> tuple[Image.Image, ...]:
+        return tuple(self._picture(image) for image in images)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """One reply per prompt; any error is the whole batch's."""
@@ -92,10 +89,10 @@ class AnyModel:
 
     def score(self, prompts: Sequence[ScoringPrompt]) -> list[Likelihood]:
         """One likelihood per prepared scoring; every prompt is computed whole."""
-        totals, ends, counts = self._logprobs(prompts, [prompt.scored for prompt in prompts])
+        totals, counts = self._logprobs([p.text for p in prompts], prompts, [p.ids for p in prompts])
         return [
-            likelihood(total, num_tokens=end, prompt_tokens=count - end)
-            for total, end, count in zip(totals, ends, counts, strict=True)
+            likelihood(total, num_tokens=len(prompt.ids), prompt_tokens=count - len(prompt.ids))
+            for prompt, total, count in zip(prompts, totals, counts, strict=True)
         ]
 
     def _write(self, prompts: Sequence[Prompt]) -> list[Reply]:
@@ -131,23 +128,22 @@ class AnyModel:
 
     def _choose(self, prompt: Prompt) -> Reply:
         """All choices of a prompt, each with the token that ends it, in one forward."""
-        choices = prompt.request.choices
-        totals, ends, counts = self._logprobs(
-            [prompt] * len(choices), [choice + self._tokenizer.eos_token for choice in choices]
-        )
-        return choice_reply(choices, totals, counts[0] - ends[0], ends)
+        choices = [choice + self._tokenizer.eos_token for choice in prompt.request.choices]
+        ends = [self._tokenise(choice) for choice in choices]
+        texts = [prompt.text + choice for choice in choices]
+        totals, counts = self._logprobs(texts, [prompt] * len(choices), ends)
+        return choice_reply(prompt.request.choices, totals, counts[0] - len(ends[0]), [*map(len, ends)])
 
     def _logprobs(
-        self, prompts: Sequence[_Filled], continuations: Sequence[str]
-    ) -> tuple[list[float], list[int], list[int]]:
-        """Log-probability and length of each prompt's continuation, and the length of both, from one forward."""
-        inputs = self._inputs([p.text + c for p, c in zip(prompts, continuations, strict=True)], prompts)
+        self, texts: list[str], prompts: Sequence[_Filled], ends: Sequence[list[int]]
+    ) -> tuple[list[float], list[int]]:
+        """Log-probability of the ids that each text ends with, and the text's length, from one forward."""
+        inputs = self._inputs(texts, prompts)
         self._check_length(inputs["input_ids"].shape[1])
-        ends = [self._tokenise(continuation) for continuation in continuations]
         for row, ids in enumerate(ends):
             if inputs["input_ids"][row, -len(ids) :].tolist() != ids:
                 raise Refused(
-                    "bad_choice", f"{continuations[row]!r} melts into the end of the prompt in this tokenizer"
+                    "no_span", f"{texts[row][-100:]!r} does not end with the tokens of what is scored"
                 )
         keep = max(map(len, ends)) + 1  # rows are padded on the left, so that all continuations end together
         few = {"logits_to_keep": keep} if self._keeps_few_logits else {}
@@ -156,7 +152,7 @@ class AnyModel:
             float(logprobs[row, torch.arange(-len(ids) - 1, -1), torch.tensor(ids)].sum())
             for row, ids in enumerate(ends)
         ]
-        return totals, [len(ids) for ids in ends], inputs["attention_mask"].sum(1).tolist()
+        return totals, inputs["attention_mask"].sum(1).tolist()
 
     def _inputs(self, texts: list[str], prompts: Sequence[_Filled]) -> dict[str, Tensor]:
         pictures = [list(prompt.pictures) for prompt in prompts]
