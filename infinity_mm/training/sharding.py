@@ -1,17 +1,19 @@
-"""Weights, gradients and optimiser spread over processes (FSDP2), and single processes seen as the same thing.
+"""Weights, gradients and optimiser spread over processes (FSDP2, ZeRO-3), and single processes seen as the same thing.
 
     model --shard: every layer, then the rest--> DTensor parameters --whole--> tensors for a checkpoint
 
 `accelerate launch --config_file configs/accelerate/fsdp2.yaml` asks for it. The sharding is torch's `fully_shard`,
 called here and not by accelerate, which has it for GPUs only: like this two CPU processes test what eight GPUs run.
+What zero3.py spreads is reached through the same functions.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from infinity_mm.training.zero3 import Zero3, is_spread, own_weights, whole_parameter
 
 
 def is_sharded() -> bool:
@@ -61,14 +65,55 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor on every process; all processes must ask for the same ones in the same order."""
+    if is_spread(tensor):
+        return whole_parameter(tensor)
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, sharing memory."""
+    if is_spread(tensor):
+        return own_weights(tensor)[0]
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def set_own_part(parameter: Tensor, part: Tensor) -> None:
+    """Change what this process holds of a trained parameter."""
+    for place in own_weights(parameter) if is_spread(parameter) else (own_part(parameter),):
+        place.copy_(part)
+
+
+def gradient(parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Where a parameter's gradient is; it may be changed in place."""
+    return optimizer.gradients[parameter] if isinstance(optimizer, Zero3) else parameter.grad
+
+
+def whole_state(optimizer: torch.optim.Optimizer, parameter: Any) -> dict[str, Tensor]:
+    """The optimiser's state of a parameter in the parameter's shape; asked for as `whole`."""
+    state = {key: whole(value) for key, value in optimizer.state.get(parameter, {}).items()}
+    if isinstance(optimizer, Zero3):  # flat, and the count of steps is one tensor for many parameters
+        return {
+            key: value.view(parameter.ds_shape) if value.dim() else value.clone()
+            for key, value in state.items()
+        }
+    return state
+
+
+def set_state(optimizer: torch.optim.Optimizer, parameter: Tensor, state: Mapping[str, Tensor]) -> None:
+    """Make whole tensors the optimiser's state of a parameter."""
+    if not isinstance(optimizer, Zero3):
+        optimizer.state[parameter] = {key: like(value, parameter) for key, value in state.items()}
+        return
+    for key, place in optimizer.state[parameter].items():
+        value = state[key]
+        own_part(place).copy_(own_part(like(value.flatten() if value.dim() else value, place)))
+
+
+def num_elements(parameter: Tensor) -> int:
+    """Of the whole parameter."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
