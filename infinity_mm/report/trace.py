@@ -314,15 +314,15 @@ def _plan(
     units = list(entries(run.run_dir, manifest)) if manifest else []
     if not units or f"file/{PLAN_FILE}" not in units[0].objects:
         return NOT_RECORDED
-    planned, counts, weights = [], Counter[str](), {}
+    planned, counts, mapping = [], Counter[str](), TypeMapping(weights={})
     for entry in units:
         plan = json.loads(read_object(run.run_dir, entry.objects[f"file/{PLAN_FILE}"]))
         counts.update(question["type"] for questions in plan.values() for question in questions)
         planned += list(enumerate(plan.get(image_id(id_), [])))
         if f"file/{MAPPING_FILE}" in entry.objects:
-            weights |= json.loads(read_object(run.run_dir, entry.objects[f"file/{MAPPING_FILE}"]))["weights"]
+            mapping = TypeMapping.from_json(read_object(run.run_dir, entry.objects[f"file/{MAPPING_FILE}"]))
     tags = [Tag(**tag) for tag in (sample or {}).get("tags") or ()]
-    fits = TypeMapping(weights=weights).score(tags)
+    fits = mapping.score(tags)
     best = max(fits.values(), default=0.0)
     wanted = id_.partition(".")[2].partition(".")[0]
     settings = config.get("plan", {})
@@ -335,7 +335,7 @@ def _plan(
             "fit": round(fits[question["type"]], 4) if question["type"] in fits else None,
             "fit_rank": list(fits).index(question["type"]) + 1 if question["type"] in fits else None,
             "num_types_that_fit": sum(1 for v in fits.values() if v >= settings.get("min_fit", 0) * best),
-            "best_tags": _best_tags(tags, weights.get(question["type"], {})),
+            "best_tags": _best_tags(tags, mapping.weights.get(question["type"], {})),
             "planned_of_type": counts[question["type"]],
             "planned_in_all": counts.total(),
             "types_in_plan": len(counts),
