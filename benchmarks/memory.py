@@ -98,7 +98,9 @@ def work(folder: str, num_images: int, step: str) -> None:
         case _:
             run_passes([tag, plan], run, LocalExecutor())
     seconds = time.monotonic() - start
-    print(f"{num_images:>10,}  {step:<6} {seconds:>9.1f} s {before:>8.0f} MB {_peak_mb():>8.0f} MB", flush=True)
+    print(
+        f"{num_images:>10,}  {step:<6} {seconds:>9.1f} s {before:>8.0f} MB {_peak_mb():>8.0f} MB", flush=True
+    )
 
 
 def _peak_mb() -> float:
@@ -106,7 +108,9 @@ def _peak_mb() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--folder", help="where the runs go; default: a temporary folder")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)

@@ -85,9 +85,7 @@ class TypeMapping:
                     found[type_] = found.get(type_, 0.0) + part
         if self.config.aggregation == "weighted_mean":
             found = {type_: score / total for type_, score in found.items() if score > 0}
-        return dict(
-            sorted(((t, s) for t, s in found.items() if s > 0), key=lambda item: (-item[1], item[0]))
-        )
+        return dict(sorted(((t, s) for t, s in found.items() if s > 0), key=lambda item: (-item[1], item[0])))
 
     @cached_property
     def _by_tag(self) -> dict[str, dict[str, float]]:

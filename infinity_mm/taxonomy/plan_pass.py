@@ -57,8 +57,8 @@ class PlanConfig:
     """A type suits an image if its score is at least this share of the image's best. On the wind tunnel, with true
     tags, 89, 93 and 95 % of the planned questions could in truth be asked at 0.3, 0.5 and 0.7 (by chance 24 %); less
     leaves more choice where a tree has few tags for each type."""
-    top_k: int = 32
-    """Most types that suit one image by its tags, best first; what the plan can choose from, and 8 bytes of memory each."""
+    top_k: int = 24
+    """Most types that suit one image by its tags, best first: what the plan can choose from, at 8 bytes of memory."""
     shares: dict[str, float] = field(default_factory=dict)
     """Weight of a type's quota by path or beginning of a path (`ocr`, `chart/extreme`), the longest match wins;
     default 1, and 0 switches a type off. A sensitive type is on only if it is here with its whole path."""

@@ -15,7 +15,30 @@ from numpy.typing import NDArray
 
 NONE = 0xFFFF
 """Stands in `assign`'s rows where an image got fewer types."""
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
+
+
+@final
+class _Column:
+    """The images that one type suits, with scores. Full blocks are set aside: growing one array of each type, among
+    those of all others, leaves holes in memory that add up to as much again."""
+
+    def __init__(self) -> None:
+        self.images, self.scores = array("i"), array("f")
+        self._blocks: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+
+    def seal(self, least: int = _CHUNK) -> None:
+        """Set the open block aside if it has so many images."""
+        if len(self.images) >= least:
+            self._blocks.append((np.array(self.images, np.int32), np.array(self.scores, np.float32)))
+            self.images, self.scores = array("i"), array("f")
+
+    def best_first(self, rank: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The images by score, equal ones by rank. The blocks are used up."""
+        self.seal(0)
+        images, scores = (np.concatenate(parts) for parts in zip(*self._blocks, strict=True))
+        self._blocks.clear()
+        return images[np.lexsort((rank[images], -scores))]
 
 
 @final
@@ -26,7 +49,7 @@ class Candidates:
         """`types`: what may be asked at all; others are passed over."""
         assert len(types) < NONE, "types are numbered in 16 bits"
         self.types = tuple(types)
-        self._columns = {type_: (array("i"), array("f")) for type_ in types}
+        self._columns = {type_: _Column() for type_ in types}
         self._ids: list[NDArray[np.bytes_]] = []
         self._num_images = 0
 
@@ -36,8 +59,10 @@ class Candidates:
             for type_, score in scores.items():
                 column = self._columns.get(type_)
                 if column is not None and score > 0:
-                    column[0].append(row)
-                    column[1].append(score)
+                    column.images.append(row)
+                    column.scores.append(score)
+        for column in self._columns.values():
+            column.seal()
         if images:
             self._ids.append(np.array([id_.encode() for id_ in images]))
         self._num_images += len(images)
@@ -51,17 +76,17 @@ class Candidates:
         not on the order of adding. A type with a share of 0 gets nothing.
 
         Rows hold numbers of `types`, in the order in which they were assigned, then `NONE`. The candidates are used
-        up: their columns are freed as they are sorted.
+        up: a column is freed as it is sorted.
         """
         rank = self._ranks()
         waiting: list[Iterator[int]] = []
         # (share filled, number of suited images, type): the smallest is next to take.
         heap: list[tuple[float, int, str, int]] = []
         for number, type_ in enumerate(self.types):
-            rows, scores = (np.frombuffer(column, column.typecode) for column in self._columns.pop(type_))
-            waiting.append(_one_by_one(rows[np.lexsort((rank[rows], -scores))]))
-            if len(rows) and shares[type_] > 0:
-                heap.append((0.0, len(rows), type_, number))
+            images = self._columns.pop(type_).best_first(rank)
+            waiting.append(_one_by_one(images))
+            if len(images) and shares[type_] > 0:
+                heap.append((0.0, len(images), type_, number))
         heapq.heapify(heap)
         taken = np.full((self._num_images, per_image), NONE, dtype=np.uint16)
         num_taken = bytearray(self._num_images)
