@@ -26,7 +26,7 @@ from infinity_mm.taxonomy.vocabulary import load_vocabulary
 PROMPTS = "taxonomy"
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _ITEM = re.compile(
-    r"^[\s\-*•\d.)\[\"']*?([^\W\d_].*?)[\"'\]\s]*(?:[:=(]\s*([01]?\.\d+|[01]|\d{1,3}\s?%)\s*\)?)?\s*$"
+    r"^[\s\-*•\d.)\[\"']*?([^\W\d_].*?)[\"'\]}\s]*(?:[:=(]\s*([01]?\.\d+|[01]|\d{1,3}\s?%)\s*\)?)?\s*$"
 )
 _FEW_FAILURES = 4
 _MAX_FAILED_SHARE = 0.05
