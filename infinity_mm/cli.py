@@ -248,9 +248,9 @@ def tree(
 @app.command()
 def label_seeds(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="JSONL rows of `question`, `tags`, maybe `type`; or a run whose pass `tag` is done."
+            help="A .jsonl file with rows of `question`, `tags`, maybe `type`; or a run whose pass `tag` is done."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The JSONL file to write, for plan.seeds.")],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +63,7 @@ class Model:
     def __init__(self, *answers: Reply | Failure) -> None:
         self.answers, self.asked = list(answers), list[Request]()
 
-    async def generate(self, requests: list[Request]) -> list[Reply | Failure]:  # type: ignore[override]
+    async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         self.asked += requests
         return [self.answers.pop(0) for _ in requests]
 
