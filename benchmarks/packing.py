@@ -33,7 +33,7 @@ from infinity_mm.data.mixture import Mixture, Phase, WeightedSource
 from infinity_mm.data.plan import PlanConfig, PlannedWindows, Planner
 from infinity_mm.data.workers import in_workers
 from infinity_mm.model.build import ModelSpec, build_config, build_processor
-from infinity_mm.model.flops import model_sizes, vision_flops
+from infinity_mm.model.flops import vision_flops, vision_sizes
 from infinity_mm.model.tokenizer import build_tokenizer
 
 
@@ -117,7 +117,7 @@ def make_planner(samples: Sequence[Measured], folder: Path, args: argparse.Names
         [Phase(from_step=0, mixture=mixture)],
         Encoder(build_processor(config, tokenizer)),
         PlanConfig(row_tokens=args.row_tokens, window=args.window),
-        vision_cost=partial(vision_flops, model_sizes(config)),
+        vision_cost=partial(vision_flops, vision_sizes(config)),
     )
 
 

@@ -74,7 +74,8 @@ def evaluate(
     if task != "windtunnel":
         raise explain(what=f"there is no task `{task}`", where="--task", fix="use windtunnel")
     from infinity_mm.engines.transformers import TransformersSpec
-    from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
+    from infinity_mm.eval.memory_images import MemoryImages
+    from infinity_mm.eval.windtunnel import evaluate_windtunnel
 
     with _console(as_json).status(f"asking {model} about {images} held-out images"):
         result = evaluate_windtunnel(
@@ -322,6 +323,9 @@ def doctor(
             help="Instead: does packing keep samples apart with this checkpoint, per attention backend?",
         ),
     ] = None,
+    convert: Annotated[
+        bool, typer.Option(help="With --packing: check what model.convert makes of the checkpoint.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Look at versions, GPU, memory, disk, Ray, Hub and model server, with a fix for every finding; 1 on problems."""
@@ -330,7 +334,7 @@ def doctor(
     if packing is not None:
         from infinity_mm.doctor.packing import check_packing, is_isolated, print_packing
 
-        results = check_packing(packing)
+        results = check_packing(packing, convert=convert)
         _print_json({"packing": [asdict(one) for one in results]}) if as_json else print_packing(
             results, Console()
         )
@@ -428,7 +432,7 @@ def teacher(
 ) -> None:
     """Measure a teacher: its questions, its judging (also blind), what a cut at 8 keeps of its answers."""
     from infinity_mm.engines.transformers import TransformersSpec
-    from infinity_mm.eval.windtunnel import MemoryImages
+    from infinity_mm.eval.memory_images import MemoryImages
     from infinity_mm.windtunnel.teacher import measure_teacher
 
     with _console(as_json).status(f"measuring {model} on {images} held-out images"):
@@ -503,6 +507,12 @@ def export_data(
     to: Annotated[
         str | None, typer.Option(help="messages, llava, infinity-mm, swift or llamafactory.")
     ] = None,
+    onto: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --to infinity-mm: the tars the images came from; each is written again, extended."
+        ),
+    ] = None,
     with_code: Annotated[
         bool, typer.Option("--with-code", help="Copy a checkpoint with the model's code beside it.")
     ] = False,
@@ -511,7 +521,8 @@ def export_data(
     """Write rows in the format of another tool (--to), or a checkpoint that loads without this package (--with-code).
 
     Image bytes stay as they are. Rows that the format cannot hold are listed in rejected.jsonl. Exits with 1 if no row
-    could be written. What --with-code writes loads in transformers and vLLM with trust_remote_code.
+    could be written. With --onto the turns that a run made are appended to the records whose images they are about.
+    What --with-code writes loads in transformers and vLLM with trust_remote_code.
     """
     if with_code == (to is not None):
         raise explain(
@@ -532,10 +543,18 @@ def export_data(
                 soft_wrap=True,
             )
         return
-    from infinity_mm.formats.convert import export_data
+    from infinity_mm.formats.convert import export_data, extend_data
 
+    if onto is not None and to != "infinity-mm":
+        raise explain(
+            what=f"--onto extends Infinity-MM's own tars, not {to}",
+            where="infinity-mm export",
+            fix="infinity-mm export RUN --to infinity-mm --onto SHARDS --out DIR",
+        )
     with _console(as_json).status(f"reading {run_or_folder}"):
-        summary = export_data(run_or_folder, to, out)
+        summary = (
+            export_data(run_or_folder, to, out) if onto is None else extend_data(run_or_folder, onto, out)
+        )
     _print_conversion(summary, out, as_json)
 
 

@@ -1,4 +1,4 @@
-"""The words everything else speaks: sample, image reference, turn, score record, outcome, fate.
+"""The words everything else speaks: sample, image reference, turn, score record, labels, outcome, fate.
 
 A `Sample` is frozen and goes the whole way; stages return copies (`dataclasses.replace`). Images are referenced
 by content hash, never copied from stage to stage. In a sample `None` means "not written yet" and nothing else:
@@ -91,6 +91,14 @@ class Tag:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """One measured property of a question-answer pair, by name: `loss`, `blind`."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """What a judge said of one question-answer pair; the decision is a separate function of it and a policy."""
 
@@ -145,9 +153,21 @@ class Sample:
     score: Score | None = None
     previous: tuple[tuple[str, Score | None], ...] = ()
     """Earlier answers with their scores, oldest first (a rewrite keeps what it replaced)."""
+    labels: tuple[Label, ...] = ()
+    """What filters measured of the answer, sorted by name; what follows from it is the policy's business."""
     decision: str | None = None
     """keep, rewrite or drop, by policy."""
     calls: tuple[Call, ...] = ()
+
+    def label(self, name: str) -> float | None:
+        """The value of a label, None if it was not measured."""
+        return next((label.value for label in self.labels if label.name == name), None)
+
+    def with_label(self, name: str, value: float) -> Sample:
+        """A copy with this label, in place of an older one of the name."""
+        others = (label for label in self.labels if label.name != name)
+        labels = sorted([*others, Label(name=name, value=value)], key=lambda label: label.name)
+        return dataclasses.replace(self, labels=tuple(labels))
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, exact round trip."""
@@ -170,6 +190,7 @@ class Sample:
             answer=data["answer"],
             score=_score(data["score"]),
             previous=tuple((answer, _score(score)) for answer, score in data["previous"]),
+            labels=tuple(Label(**label) for label in data["labels"]),
             decision=data["decision"],
             calls=tuple(Call(**call) for call in data["calls"]),
         )

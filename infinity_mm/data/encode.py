@@ -151,6 +151,10 @@ class RowEncoder(Protocol):
         """Changes whenever `measure` could give other numbers."""
         ...
 
+    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
+        """The messages with images placed and boxes in the model's notation."""
+        ...
+
     def measure(self, outline: Outline, turns: Turns) -> TextCost:
         """What the sample costs beside its images, exchange by exchange."""
         ...
@@ -224,11 +228,15 @@ class Encoder:
         """Changes whenever `measure` could give other numbers."""
         return digest("chatml 1", self.tokenizer.backend_tokenizer.to_str())
 
-    def _write(self, conversation: Conversation | Outline, turns: Turns, images: list[list[int]]) -> _Builder:
+    def messages(self, conversation: Conversation | Outline) -> tuple[Message, ...]:
+        """The messages with images placed and boxes in thousandths."""
         frames = [(1, 1)] * conversation.num_images  # not read: the notation does not count pixels
-        messages = tuple(
+        return tuple(
             Message(m.role, write_regions(m.text, NOTATION, frames)) for m in place_images(conversation)
         )
+
+    def _write(self, conversation: Conversation | Outline, turns: Turns, images: list[list[int]]) -> _Builder:
+        messages = self.messages(conversation)
         builder = _Builder()
         if turns == "causal":
             self._write_causal(builder, messages, images)

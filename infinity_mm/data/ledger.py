@@ -35,18 +35,12 @@ class Ledger:
                     file.write(b"\n")
             self._append({"resumed_at": step})
 
-    def write(self, batch: StepBatch, spoiled: Sequence[Drop], problem: str | None = None) -> None:
-        """One finished step; `spoiled` are those of all processes.
-
-        Because of a `problem` the optimiser left the step out: no sample of it was learned from.
-        """
-        bad = {drop.key for drop in spoiled}
-        read = [sample for sample in batch.planned if sample.key not in bad]
-        used = [sample.key for sample in read if problem is None]
-        fates = [*batch.dropped, *spoiled]
-        if problem is not None:
-            reason = f"step left out: {problem}"
-            fates += [Drop(sample.key, sample.source, sample.id, "dropped", reason) for sample in read]
+    def write(self, batch: StepBatch, not_learned: Sequence[Drop]) -> None:
+        """One finished step; `not_learned` are those samples in its rows, of all processes, that no optimiser step
+        was made of."""
+        bad = {drop.key for drop in not_learned}
+        used = [sample.key for sample in batch.planned if sample.key not in bad]
+        fates = [*batch.dropped, *not_learned]
         self._append(
             {
                 "step": batch.next.step,

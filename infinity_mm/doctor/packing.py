@@ -2,14 +2,14 @@
 
     checkpoint --three samples in one row--> change one sample --> largest change of the others' logits = leak
 
-Each sample has an image and random text. The control is the same row with a plain causal mask, where later samples see
-earlier ones: if its leak were 0, the test would be blind.
+Each sample has an image and a random answer. The control is the same row with a plain causal mask, where later samples
+see earlier ones: if its leak were 0, the test would be blind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,16 +17,21 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
+from infinity_mm.data.conversation import Conversation, Message
+from infinity_mm.data.encode import IGNORE, Encoded, RowEncoder
+from infinity_mm.data.packing import Packed, pack
 from infinity_mm.engines.model_files import model_folder
+from infinity_mm.errors import explain
+from infinity_mm.families import family_of
 from infinity_mm.model.attention import BACKENDS, VARLEN, varlen_problem
-from infinity_mm.model.load import load_model
-from infinity_mm.model.processor import InfinityMMProcessor
 
 _NUM_SAMPLES = 3
-_TEXT_TOKENS = 12
+_WORDS = "one two three four five six seven eight nine ten"
+_SIDE_PX = 96
+"""Small, so that rows stay short where a family cuts by size."""
 CONTROL = "control: plain causal mask"
 """The row that must leak."""
 
@@ -47,30 +52,35 @@ class PackingResult:
     """Why it was not run."""
 
 
-def check_packing(checkpoint: str, backends: Sequence[str] = BACKENDS) -> list[PackingResult]:
+def check_packing(
+    checkpoint: str, backends: Sequence[str] = BACKENDS, *, convert: bool = False
+) -> list[PackingResult]:
     """The control and every backend, in float32 on a CPU and in bfloat16 on a GPU.
 
-    `checkpoint` is a folder, a shipped name or a Hub id.
+    `checkpoint` is a folder, a shipped name or a Hub id. It is checked as the model that training makes of it,
+    with `convert` as that of `model.convert: true`.
     """
     disable_progress_bar()  # of transformers: loading takes a moment
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    loaded, processor = load_model(model_folder(checkpoint, None), dtype=dtype)
+    folder = model_folder(checkpoint, None)
+    family = family_of(folder, convert=convert)
+    loaded, processor = family.load(folder, dtype=dtype)
     model: Any = loaded
-    model.to(device).eval()
-    rows = [_row(processor, changed, device) for changed in range(_NUM_SAMPLES + 1)]
-    control = [
-        {name: x for name, x in row.items() if name not in ("sample_ids", "position_ids")} for row in rows
-    ]
-    results = [_measure(model, CONTROL, control, rows[0]["sample_ids"])]
+    model.to(device)
+    trainable = family.trainable(model).eval()
+    encoder = family.encoder(processor)
+    rows = [_row(encoder, processor, changed).to(device) for changed in range(_NUM_SAMPLES + 1)]
+    control = [replace(row, sample_ids=torch.ones_like(row.sample_ids)) for row in rows]
+    results = [_measure(trainable, CONTROL, control, rows[0].sample_ids, dtype)]
     for backend in backends:
         reason = varlen_problem(device, dtype) if backend == VARLEN else None
         if reason is not None:
             results.append(PackingResult(backend=backend, verdict="not run", reason=reason))
             continue
-        model.set_attn_implementation(backend)
         try:
-            results.append(_measure(model, backend, rows, rows[0]["sample_ids"]))
+            model.set_attn_implementation(backend)
+            results.append(_measure(trainable, backend, rows, rows[0].sample_ids, dtype))
         except Exception as error:  # a kernel may fail in any way, for example without a C++ compiler
             first_line, *_ = str(error).splitlines() or [""]
             said = f"{type(error).__name__}: {first_line}"
@@ -96,43 +106,63 @@ def is_isolated(results: Sequence[PackingResult]) -> bool:
 
 
 def _measure(
-    model: Any, name: str, rows: Sequence[dict[str, Tensor]], sample_ids_1T: Tensor
+    model: nn.Module, name: str, rows: Sequence[Packed], sample_ids_1T: Tensor, dtype: torch.dtype
 ) -> PackingResult:
     """Change each sample in turn."""
     leak, change = 0.0, 0.0
-    with torch.no_grad():
-        before = model(**rows[0]).logits[0].float()
-        for changed, row in enumerate(rows[1:], 1):
-            moved_T = (model(**row).logits[0].float() - before).abs().amax(1)
-            own_T = sample_ids_1T[0] == changed
-            change = max(change, float(moved_T[own_T].max()))
-            leak = max(leak, float(moved_T[~own_T].max()))
+    before_TV = _logits(model, rows[0], dtype)
+    for changed, row in enumerate(rows[1:], 1):
+        moved_T = (_logits(model, row, dtype) - before_TV).abs().amax(1)
+        own_T = sample_ids_1T[0] == changed
+        change = max(change, float(moved_T[own_T].max()))
+        leak = max(leak, float(moved_T[~own_T].max()))
     return PackingResult(backend=name, verdict="leaks" if leak else "isolated", leak=leak, change=change)
 
 
-def _row(processor: InfinityMMProcessor, changed: int, device: torch.device) -> dict[str, Tensor]:
-    """Three samples with an image each, packed; sample `changed` (1 to 3) has other words and another picture."""
-    tokenizer = processor.tokenizer
-    plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    ids: list[list[int]] = []
-    pictures: list[Image.Image] = []
-    side = processor.image_processor.scale_px
+@torch.no_grad()
+def _logits(model: nn.Module, row: Packed, dtype: torch.dtype) -> Tensor:
+    # Pixels stay float32, as in training: some families put sizes beside them, which bfloat16 would round.
+    with torch.autocast(row.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        output = model(
+            input_ids=row.input_ids,
+            sample_ids=row.sample_ids,
+            branch_ids=row.branch_ids,
+            position_ids=row.position_ids,
+            pixel_values=row.pixel_values,
+            view_shapes=row.view_shapes,
+        )
+    logits_TV = output.logits[0].float()
+    if not logits_TV.isfinite().all():  # no comparison would find a difference
+        raise explain(
+            what="the model's logits are not finite",
+            where="doctor --packing",
+            fix="check the checkpoint's weights",
+        )
+    return logits_TV
+
+
+def _row(encoder: RowEncoder, processor: Any, changed: int) -> Packed:
+    """Three samples with an image each, packed; sample `changed` (1 to 3) has another picture and answer of the same
+    size and length."""
+    words = processor.tokenizer(_WORDS, add_special_tokens=False).input_ids
+    side = getattr(processor.image_processor, "scale_px", _SIDE_PX)
+    samples: list[Encoded] = []
     for number in range(1, _NUM_SAMPLES + 1):
         rng = np.random.default_rng((number, number == changed))
-        size = (
-            side,
-            side * number,
-            3,
-        )  # the same plan for both pictures of a sample, another for each sample
-        pictures.append(Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)))
-        image = processor(images=[pictures[-1]], text=[processor.image_token])["input_ids"][0]
-        ids.append([*image, *(plain[i] for i in rng.integers(0, len(plain), _TEXT_TOKENS))])
-    images = processor.image_processor(pictures, return_tensors="pt")
-    row = {
-        "input_ids": [token for part in ids for token in part],
-        "position_ids": [position for part in ids for position in range(len(part))],
-        "sample_ids": [number for number, part in enumerate(ids, 1) for _ in part],
-    }
-    tensors = {name: torch.tensor([values]) for name, values in row.items()}
-    tensors |= {"pixel_values": images["pixel_values"], "view_shapes": images["view_shapes"]}
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+        # Another plan for each sample, as far as the family cuts by shape.
+        pixels = rng.integers(0, 256, (side, side * number, 3), dtype=np.uint8)
+        sample = encoder.encode(
+            Conversation(
+                id=str(number),
+                images=(Image.fromarray(pixels),),
+                messages=(Message("user", "What?"), Message("assistant", _WORDS)),
+            ),
+            "causal",
+        )
+        layout = sample.layout
+        ids = [
+            id_ if label == IGNORE else int(rng.choice(words))
+            for id_, label in zip(layout.input_ids, layout.labels, strict=True)
+        ]
+        samples.append(replace(sample, layout=replace(layout, input_ids=ids)))
+    return pack([samples], sum(len(sample.layout) for sample in samples), encoder.pad_id)

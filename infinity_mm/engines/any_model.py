@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +13,34 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from infinity_mm.engines.base import ImageReader, Reply, Request
+from infinity_mm.engines.base import ImageReader, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.lru import BytesLru
-from infinity_mm.engines.prompting import Refused, chat_messages, choice_reply
+from infinity_mm.engines.prompting import Refused, chat_messages, choice_reply, likelihood, split_scoring
 from infinity_mm.engines.sampling import Sampler
-from infinity_mm.record import ImageRef
+from infinity_mm.record import ImageRef, Turn
 from infinity_mm.vision.images import decode_image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Prompt:
-    """One request, with its template filled in."""
+class _Filled:
+    """A conversation with its template filled in, up to where the model goes on."""
 
-    request: Request
     text: str
     pictures: tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt(_Filled):
+    """One request."""
+
+    request: Request
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoringPrompt(_Filled):
+    """One scoring."""
+
+    scored: str
 
 
 @final
@@ -39,6 +53,8 @@ class AnyModel:
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._tokenizer.padding_side = "left"
+        self._keeps_few_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        """Where it is not, the logits of a whole long prompt are held in memory."""
         self._images = images
         self._decoded: BytesLru[str, Image.Image] = BytesLru(cache_bytes)
         eos = model.generation_config.eos_token_id
@@ -51,18 +67,28 @@ class AnyModel:
 
     def prepare(self, request: Request) -> Prompt:
         """Fill in the template and decode the images; raises `Refused` or `BadImage`."""
-        messages = chat_messages(request)
+        text, pictures = self._filled(request.turns, request.images, request.choices)
+        return Prompt(request=request, text=text, pictures=pictures)
+
+    def prepare_scoring(self, scoring: Scoring) -> ScoringPrompt:
+        """The same for a scoring."""
+        turns, scored = split_scoring(scoring)
+        text, pictures = self._filled(turns, scoring.images, [scored])
+        return ScoringPrompt(scored=scored, text=text, pictures=pictures)
+
+    def _filled(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str]
+    ) -> tuple[str, tuple[Image.Image, ...]]:
+        messages = chat_messages(turns, images)
         parts = [part for message in messages for part in message["content"]]
-        for text in [part["text"] for part in parts if part["type"] == "text"] + list(request.choices):
+        for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
             if found := self._special.search(text):
                 raise Refused(
                     "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
                 )
         text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        pictures = tuple(
-            self._picture(request.images[part["index"]]) for part in parts if part["type"] == "image"
-        )
-        return Prompt(request=request, text=text, pictures=pictures)
+        shown = (images[part["index"]] for part in parts if part["type"] == "image")
+        return text, tuple(self._picture(image) for image in shown)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """One reply per prompt; any error is the whole batch's."""
@@ -72,8 +98,16 @@ class AnyModel:
             replies |= dict(zip(written, self._write([prompts[i] for i in written]), strict=True))
         for i, prompt in enumerate(prompts):
             if prompt.request.choices:
-                replies[i] = self._score(prompt)
+                replies[i] = self._choose(prompt)
         return [replies[i] for i in range(len(prompts))]
+
+    def score(self, prompts: Sequence[ScoringPrompt]) -> list[Likelihood]:
+        """One likelihood per prepared scoring; every prompt is computed whole."""
+        totals, ends, counts = self._logprobs(prompts, [prompt.scored for prompt in prompts])
+        return [
+            likelihood(total, num_tokens=end, prompt_tokens=count - end)
+            for total, end, count in zip(totals, ends, counts, strict=True)
+        ]
 
     def _write(self, prompts: Sequence[Prompt]) -> list[Reply]:
         inputs = self._inputs([prompt.text for prompt in prompts], prompts)
@@ -106,27 +140,36 @@ class AnyModel:
             completion_tokens=len(ids),
         )
 
-    def _score(self, prompt: Prompt) -> Reply:
-        """All choices of a prompt as full texts in one forward; the last ids of each row are the choice."""
+    def _choose(self, prompt: Prompt) -> Reply:
+        """All choices of a prompt, each with the token that ends it, in one forward."""
         choices = prompt.request.choices
-        ends = [self._tokenise(choice + self._tokenizer.eos_token) for choice in choices]
-        inputs = self._inputs(
-            [prompt.text + choice + self._tokenizer.eos_token for choice in choices], [prompt] * len(choices)
+        totals, ends, counts = self._logprobs(
+            [prompt] * len(choices), [choice + self._tokenizer.eos_token for choice in choices]
         )
+        return choice_reply(choices, totals, counts[0] - ends[0], ends)
+
+    def _logprobs(
+        self, prompts: Sequence[_Filled], continuations: Sequence[str]
+    ) -> tuple[list[float], list[int], list[int]]:
+        """Log-probability and length of each prompt's continuation, and the length of both, from one forward."""
+        inputs = self._inputs([p.text + c for p, c in zip(prompts, continuations, strict=True)], prompts)
         self._check_length(inputs["input_ids"].shape[1])
-        logprobs = self._model(**inputs).logits.float().log_softmax(-1)
-        scores = []
+        ends = [self._tokenise(continuation) for continuation in continuations]
         for row, ids in enumerate(ends):
             if inputs["input_ids"][row, -len(ids) :].tolist() != ids:
                 raise Refused(
-                    "bad_choice", f"{choices[row]!r} melts into the end of the prompt in this tokenizer"
+                    "bad_choice", f"{continuations[row]!r} melts into the end of the prompt in this tokenizer"
                 )
-            at = torch.arange(-len(ids) - 1, -1)
-            scores.append(float(logprobs[row, at, torch.tensor(ids)].sum()))
-        prompt_tokens = int(inputs["attention_mask"][0].sum()) - len(ends[0])
-        return choice_reply(choices, scores, prompt_tokens, [*map(len, ends)])
+        keep = max(map(len, ends)) + 1  # rows are padded on the left, so that all continuations end together
+        few = {"logits_to_keep": keep} if self._keeps_few_logits else {}
+        logprobs = self._model(**inputs, **few).logits[:, -keep:].float().log_softmax(-1)
+        totals = [
+            float(logprobs[row, torch.arange(-len(ids) - 1, -1), torch.tensor(ids)].sum())
+            for row, ids in enumerate(ends)
+        ]
+        return totals, [len(ids) for ids in ends], inputs["attention_mask"].sum(1).tolist()
 
-    def _inputs(self, texts: list[str], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def _inputs(self, texts: list[str], prompts: Sequence[_Filled]) -> dict[str, Tensor]:
         pictures = [list(prompt.pictures) for prompt in prompts]
         images = {"images": pictures} if any(pictures) else {}
         out = self._processor(text=texts, padding=True, return_tensors="pt", **images)

@@ -1,5 +1,8 @@
 """The engine contract: requests in, replies or failures out, same length and order.
 
+    generate(Request*) -> Reply | Failure *           what the model says
+    score(Scoring*)    -> Likelihood | Failure *      how likely the model finds what was said
+
 One bad request never raises for the others. Behaviour is added by wrapping (`journaled.py`, `batching.py`).
 """
 
@@ -33,7 +36,7 @@ class Request:
     def key(self, fingerprint: str) -> str:
         """The journal key: canonical request, image hashes, engine, seed and draw number."""
         body = {
-            "turns": [[turn.role, [_plain(part) for part in turn.content]] for turn in self.turns],
+            "turns": _plain_turns(self.turns),
             "images": [image.sha256 for image in self.images],
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
@@ -54,6 +57,42 @@ class Reply:
     completion_tokens: int = 0
     choice_logprobs: tuple[float, ...] | None = None
     """Normalised log-probabilities of `Request.choices`, in their order."""
+    from_journal: bool = False
+    """True when no model was called for it now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """A conversation whose last turn is an assistant's: that turn's text is scored, all before it is only read."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[ImageRef, ...] = ()
+    """What the `ImageSlot`s of the turns point to."""
+
+    def __post_init__(self) -> None:
+        last = self.turns[-1] if self.turns else None
+        if last is None or last.role != "assistant" or any(isinstance(p, ImageSlot) for p in last.content):
+            raise ValueError("a scoring ends in an assistant turn of text")
+
+    def key(self, fingerprint: str) -> str:
+        """The journal key: canonical conversation, image hashes, engine; never that of a `Request`."""
+        body = {
+            "scored": _plain_turns(self.turns),
+            "images": [image.sha256 for image in self.images],
+        }
+        return digest(fingerprint, canonical_json(body))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Likelihood:
+    """How likely a model finds a text, token by token, given all that stands before it."""
+
+    mean_logprob: float
+    """Mean over the tokens of the text, in nats; the token that ends a turn is not among them."""
+    num_tokens: int
+    """Tokens of the text."""
+    prompt_tokens: int = 0
+    """Tokens before it."""
     from_journal: bool = False
     """True when no model was called for it now."""
 
@@ -85,6 +124,8 @@ class Capabilities:
     """Whether a request's seed decides its sampling."""
     reproducible: Literal["exact", "best_effort"]
     """Whether two fresh runs give the same bytes, whatever the batching."""
+    likelihood: bool = False
+    """Whether it can `score`."""
 
 
 @runtime_checkable
@@ -114,6 +155,10 @@ class Engine(Protocol):
         """One reply or failure per request, in order."""
         ...
 
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """One likelihood or failure per scoring, in order; those about one image belong in one call."""
+        ...
+
 
 @runtime_checkable
 class EngineSpec(Protocol):
@@ -122,6 +167,15 @@ class EngineSpec(Protocol):
     def open(self, images: ImageReader) -> AbstractAsyncContextManager[Engine]:
         """Start or connect; the context manager owns the process or connection."""
         ...
+
+
+def no_likelihoods(scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+    """What `score` returns where the capabilities say that it cannot."""
+    return [Failure(reason="no_likelihood", detail="this engine gives none") for _ in scorings]
+
+
+def _plain_turns(turns: Sequence[Turn]) -> list[object]:
+    return [[turn.role, [_plain(part) for part in turn.content]] for turn in turns]
 
 
 def _plain(part: Text | ImageSlot | Region) -> list[object]:

@@ -1,5 +1,7 @@
 """Merge the calls of hundreds of journeys into batches for an engine that computes in this process.
 
+`score` calls go the same way: a batch may hold both kinds, and the inner engine is given each kind apart.
+
     generate([a1, a2]) --\\
     generate([b1])     ----> waiting calls --a few of each in turn--> inner.generate([a1, a2, b1, ...])
     generate([c1, ..]) --/
@@ -12,9 +14,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, final
+from typing import Any, Self, final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 
 _TURNS_PER_BATCH = 8
 """A call gives at most this part of a batch before the next call's turn, so that a large call delays nobody."""
@@ -22,14 +32,14 @@ _TURNS_PER_BATCH = 8
 
 @dataclass(slots=True)
 class _Call:
-    """One `generate` call and what it still waits for."""
+    """One `generate` or `score` call and what it still waits for."""
 
-    requests: Sequence[Request]
+    requests: Sequence[Request] | Sequence[Scoring]
     done: asyncio.Future[None]
     """Set when every request has its answer."""
     deadline: float
     """Loop time after which it goes into a batch that is not full."""
-    answers: list[Reply | Failure | None] = field(init=False)
+    answers: list[Any] = field(init=False)
     next: int = 0
     """Index of the first request that is not in a batch yet."""
     missing: int = field(init=False)
@@ -81,6 +91,13 @@ class MicroBatched:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """One answer per request, in order, whatever batches they went through."""
+        return await self._answers(requests)
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """The same for likelihoods."""
+        return await self._answers(scorings)
+
+    async def _answers(self, requests: Sequence[Request] | Sequence[Scoring]) -> list[Any]:
         if self._worker is None or self._closing:
             raise RuntimeError("MicroBatched.generate outside of its `async with` block")
         if not requests:
@@ -91,7 +108,7 @@ class MicroBatched:
         self._num_waiting += len(requests)
         self._arrived.set()
         await call.done
-        return [answer for answer in call.answers if answer is not None]
+        return call.answers
 
     async def _work(self) -> None:
         while await self._wait_for_work():
@@ -137,8 +154,7 @@ class MicroBatched:
 
     async def _answer(self, batch: Sequence[tuple[_Call, int]]) -> None:
         try:
-            answers = await self._engine.generate([call.requests[i] for call, i in batch])
-            for (call, i), answer in zip(batch, answers, strict=True):
+            for (call, i), answer in zip(batch, await self._ask([c.requests[i] for c, i in batch])):
                 call.answers[i] = answer
                 call.missing -= 1
                 if not call.missing and not call.done.done():
@@ -147,3 +163,11 @@ class MicroBatched:
             for call, _ in batch:
                 if not call.done.done():
                     call.done.set_exception(error)
+
+    async def _ask(self, batch: Sequence[Request | Scoring]) -> list[Any]:
+        """Answers in the order of the batch, whose two kinds the engine computes one after the other."""
+        requests = [each for each in batch if isinstance(each, Request)]
+        scorings = [each for each in batch if isinstance(each, Scoring)]
+        replies = iter(await self._engine.generate(requests) if requests else [])
+        likelihoods = iter(await self._engine.score(scorings) if scorings else [])
+        return [next(replies if isinstance(each, Request) else likelihoods) for each in batch]

@@ -1,4 +1,4 @@
-"""Remember every reply: ask the inner engine only what no journal line answers.
+"""Remember every reply and likelihood: ask the inner engine only what no journal line answers.
 
 requests --keys--> journal? --yes--> reply (from_journal)
                       |--no--> being asked now? --yes--> wait for that answer
@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 from infinity_mm.errors import UserError, explain
 from infinity_mm.storage.journal import Journal
+
+Q = TypeVar("Q", Request, Scoring)
+A = TypeVar("A", Reply, Likelihood)
+Value = Mapping[str, Any]
 
 
 @final
@@ -34,7 +46,7 @@ class Journaled:
         self._engine = engine
         self._journal = journal
         self._mode = mode
-        self._in_flight: dict[str, asyncio.Future[Reply | Failure | None]] = {}
+        self._in_flight: dict[str, asyncio.Future[Any]] = {}
         """Key -> what another call will get; None if that call was cancelled or raised."""
         self._commit = _GroupCommit(journal)
 
@@ -50,15 +62,27 @@ class Journaled:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """Recorded replies, and new ones for the rest."""
+        return await self._answers(requests, self._engine.generate, reply_from)
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """Recorded likelihoods, and new ones for the rest."""
+        return await self._answers(scorings, self._engine.score, likelihood_from)
+
+    async def _answers(
+        self,
+        requests: Sequence[Q],
+        ask: Callable[[Sequence[Q]], Awaitable[list[A | Failure]]],
+        read: Callable[[Value], A],
+    ) -> list[A | Failure]:
         keys = [request.key(self.fingerprint) for request in requests]
-        answers: dict[str, Reply | Failure] = {}
-        misses: dict[str, Request] = {}
-        awaited: dict[str, Request] = {}
+        answers: dict[str, A | Failure] = {}
+        misses: dict[str, Q] = {}
+        awaited: dict[str, Q] = {}
         for key, request in zip(keys, requests, strict=True):
             if self._mode == "replay":
-                answers[key] = replayed(self._journal, request, key)
+                answers[key] = replayed(self._journal, request, key, read)
             elif (recorded := self._journal.get(key)) is not None:
-                answers[key] = reply_from(recorded)
+                answers[key] = read(recorded)
             elif (last := _last_failure(self._journal, key)) is not None and last[1].is_said:
                 answers[key] = last[1]
             elif key in self._in_flight:
@@ -67,18 +91,24 @@ class Journaled:
                 misses.setdefault(key, request)
         waiting = {key: self._in_flight[key] for key in awaited}
         if misses:
-            answers |= await self._ask(misses)
+            answers |= await self._ask(misses, ask, read)
         for key, request in awaited.items():
-            answers[key] = await self._wait(waiting[key], request)
+            answer = await asyncio.shield(waiting[key])
+            answers[key] = answer if answer is not None else (await self._answers([request], ask, read))[0]
         return _in_order(keys, answers)
 
-    async def _ask(self, misses: Mapping[str, Request]) -> dict[str, Reply | Failure]:
+    async def _ask(
+        self,
+        misses: Mapping[str, Q],
+        ask: Callable[[Sequence[Q]], Awaitable[list[A | Failure]]],
+        read: Callable[[Value], A],
+    ) -> dict[str, A | Failure]:
         loop = asyncio.get_running_loop()
         self._in_flight |= {key: loop.create_future() for key in misses}
-        answers: dict[str, Reply | Failure] = {}
+        answers: dict[str, A | Failure] = {}
         try:
-            for key, answer in zip(misses, await self._engine.generate(list(misses.values())), strict=True):
-                answers[key] = self._recorded(key, answer)
+            for key, answer in zip(misses, await ask(list(misses.values())), strict=True):
+                answers[key] = self._recorded(key, answer, read)
             await self._commit()
             return {key: _fresh(answer) for key, answer in answers.items()}
         except BaseException:
@@ -88,21 +118,15 @@ class Journaled:
             for key in misses:
                 self._in_flight.pop(key).set_result(answers.get(key))
 
-    def _recorded(self, key: str, answer: Reply | Failure) -> Reply | Failure:
-        """The reply as every later run will read it, which is what this run must use too."""
-        if isinstance(answer, Reply):
-            return reply_from(self._journal.put(key, reply_value(answer)))
+    def _recorded(self, key: str, answer: A | Failure, read: Callable[[Value], A]) -> A | Failure:
+        """The answer as every later run will read it, which is what this run must use too."""
+        if not isinstance(answer, Failure):
+            return read(self._journal.put(key, answer_value(answer)))
         last = _last_failure(self._journal, key)
         if last is None or last[1] != answer:
             number = 0 if last is None else last[0] + 1
             self._journal.put(_failure_key(key, number), {"failure": asdict(answer)})
         return answer
-
-    async def _wait(
-        self, future: asyncio.Future[Reply | Failure | None], request: Request
-    ) -> Reply | Failure:
-        answer = await asyncio.shield(future)
-        return answer if answer is not None else (await self.generate([request]))[0]
 
 
 @final
@@ -127,8 +151,15 @@ class _GroupCommit:
             self._done = upto
 
 
-def reply_value(reply: Reply) -> dict[str, Any]:
-    """What the journal keeps of a reply."""
+def answer_value(answer: Reply | Likelihood) -> dict[str, Any]:
+    """What the journal keeps of a reply or a likelihood."""
+    if isinstance(answer, Likelihood):
+        return {
+            "mean_logprob": answer.mean_logprob,
+            "num_tokens": answer.num_tokens,
+            "prompt_tokens": answer.prompt_tokens,
+        }
+    reply = answer
     return {
         "text": reply.text,
         "finish_reason": reply.finish_reason,
@@ -138,7 +169,7 @@ def reply_value(reply: Reply) -> dict[str, Any]:
     }
 
 
-def reply_from(value: Mapping[str, Any]) -> Reply:
+def reply_from(value: Value) -> Reply:
     """The reply that a journal line holds."""
     logprobs = value["choice_logprobs"]
     return Reply(
@@ -151,11 +182,16 @@ def reply_from(value: Mapping[str, Any]) -> Reply:
     )
 
 
-def replayed(journal: Journal, request: Request, key: str) -> Reply | Failure:
-    """What the recorded run got: the reply, else the last failure. Raises `UserError` if it never asked."""
+def likelihood_from(value: Value) -> Likelihood:
+    """The likelihood that a journal line holds."""
+    return Likelihood(**value, from_journal=True)
+
+
+def replayed(journal: Journal, request: Q, key: str, read: Callable[[Value], A]) -> A | Failure:
+    """What the recorded run got: the answer, else the last failure. Raises `UserError` if it never asked."""
     value = journal.get(key)
     if value is not None:
-        return reply_from(value)
+        return read(value)
     last = _last_failure(journal, key)
     if last is None:
         raise no_line(request, key)
@@ -178,28 +214,29 @@ def _failure_key(key: str, number: int) -> str:
     return f"{key}-failure-{number}"
 
 
-def no_line(request: Request, key: str) -> UserError:
+def no_line(request: Request | Scoring, key: str) -> UserError:
     """The error for a request that a replay cannot answer."""
     said = request.turns[-1].text if request.turns else ""
+    draw = f"seed {request.seed}, draw {request.draw}" if isinstance(request, Request) else "scored"
     return explain(
-        what=f"the journal has no reply to the request that ends with {said[-200:]!r}, seed {request.seed}, "
-        f"draw {request.draw}, images {[image.sha256[:12] for image in request.images]}",
+        what=f"the journal has no reply to the request that ends with {said[-200:]!r}, {draw}, "
+        f"images {[image.sha256[:12] for image in request.images]}",
         where=f"replay, journal key {key}",
         fix="replay with the configuration, prompts and engine fingerprint of the recorded run, or run with a model",
     )
 
 
-def _fresh(answer: Reply | Failure) -> Reply | Failure:
-    return replace(answer, from_journal=False) if isinstance(answer, Reply) else answer
+def _fresh(answer: A | Failure) -> A | Failure:
+    return answer if isinstance(answer, Failure) else replace(answer, from_journal=False)
 
 
-def _in_order(keys: Sequence[str], answers: Mapping[str, Reply | Failure]) -> list[Reply | Failure]:
+def _in_order(keys: Sequence[str], answers: Mapping[str, A | Failure]) -> list[A | Failure]:
     """One answer per key; only the first of a repeated one can be new."""
     seen: set[str] = set()
-    ordered: list[Reply | Failure] = []
+    ordered: list[A | Failure] = []
     for key in keys:
         answer = answers[key]
-        is_repeat = key in seen and isinstance(answer, Reply)
+        is_repeat = key in seen and not isinstance(answer, Failure)
         ordered.append(replace(answer, from_journal=True) if is_repeat else answer)
         seen.add(key)
     return ordered

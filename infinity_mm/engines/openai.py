@@ -13,17 +13,28 @@ import io
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+    no_likelihoods,
+)
 from infinity_mm.engines.lru import BytesLru
+from infinity_mm.engines.openai_score import Post, Scorer
 from infinity_mm.engines.openai_wire import chat_payload, data_uri, read_error, read_reply
-from infinity_mm.engines.prompting import Refused
+from infinity_mm.engines.prompting import Refused, split_scoring
 from infinity_mm.errors import explain, need
 from infinity_mm.record import ImageRef, canonical_json
 from infinity_mm.vision.images import BadImage
@@ -31,6 +42,7 @@ from infinity_mm.vision.images import BadImage
 if TYPE_CHECKING:
     import aiohttp
 
+T = TypeVar("T")
 _JSON = {"Content-Type": "application/json"}
 _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
@@ -66,6 +78,8 @@ class OpenAISpec:
     """Longest side of a sent image; larger ones are scaled down. None sends them as they are."""
     choice_field: Literal["structured_outputs", "guided_choice"] | None = None
     """vLLM's field that forces one of `Request.choices` (the second name is that of older versions)."""
+    likelihood: bool = False
+    """Whether the server scores given texts, which vLLM does (`prompt_logprobs`, and /tokenize beside /v1)."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Added to every call, as in {chat_template_kwargs: {enable_thinking: false}}."""
 
@@ -112,17 +126,19 @@ class OpenAIEngine:
         self._images = images
         self._secret = secret
         self._slots = asyncio.Semaphore(spec.max_in_flight)
-        self._urls = [url.rstrip("/") + "/chat/completions" for url in (spec.base_url, *spec.replicas)]
+        self._urls = [url.rstrip("/") for url in (spec.base_url, *spec.replicas)]
+        self._scorer = Scorer(model=spec.model, extra_body=spec.extra_body)
         self._uris: BytesLru[str, str] = BytesLru(_URI_CACHE_BYTES)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Text only: servers do not score given continuations without giving up their prefix cache."""
+        """No choices with probabilities: servers do not score several continuations of one prefill."""
         return Capabilities(
             images_per_prompt=self._spec.max_images,
             choice_logprobs=False,
             seeds=True,
             reproducible="best_effort",
+            likelihood=self._spec.likelihood,
         )
 
     @property
@@ -140,13 +156,17 @@ class OpenAIEngine:
         """All requests at once, as far as there are slots."""
         return list(await asyncio.gather(*(self._one(request) for request in requests)))
 
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """All scorings at once, as far as there are slots."""
+        if not self._spec.likelihood:
+            return no_likelihoods(scorings)
+        return list(await asyncio.gather(*(self._one_scored(scoring) for scoring in scorings)))
+
     async def _one(self, request: Request) -> Reply | Failure:
         try:
-            if len(request.images) > self._spec.max_images:
-                raise Refused("too_many_images", f"{len(request.images)} of at most {self._spec.max_images}")
             payload = chat_payload(
                 request,
-                [await self._uri(image) for image in request.images],
+                await self._sent(request.images),
                 model=self._spec.model,
                 choice_field=self._spec.choice_field,
                 extra_body=self._spec.extra_body,
@@ -155,19 +175,53 @@ class OpenAIEngine:
             return refused.failure
         except (BadImage, OSError) as error:
             return Failure(reason="bad_image", detail=str(error))
-        rng = random.Random(request.key(self.fingerprint))
-        attempt = 0
-        while True:
-            async with self._slots:
-                answer, retry_after_s = await self._attempt(self._url(request), payload, request.choices)
-            if isinstance(answer, Reply) or not answer.retryable or attempt == self._spec.max_retries:
-                return answer
-            await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))
-            attempt += 1
+        return await self._posting(request)(
+            "chat/completions", payload, lambda body: read_reply(body, request.choices)
+        )
+
+    async def _one_scored(self, scoring: Scoring) -> Likelihood | Failure:
+        try:
+            _, text = split_scoring(scoring)
+            uris = await self._sent(scoring.images)
+        except Refused as refused:
+            return refused.failure
+        except (BadImage, OSError) as error:
+            return Failure(reason="bad_image", detail=str(error))
+        return await self._scorer.score(scoring, text, uris, self._posting(scoring))
+
+    async def _sent(self, images: Sequence[ImageRef]) -> list[str]:
+        if len(images) > self._spec.max_images:
+            raise Refused("too_many_images", f"{len(images)} of at most {self._spec.max_images}")
+        return [await self._uri(image) for image in images]
+
+    def _posting(self, asked: Request | Scoring) -> Post:
+        """Calls for one request or scoring: always the same server, with retries."""
+        base = self._url(asked.images)
+        rng = random.Random(asked.key(self.fingerprint))
+
+        async def post(
+            path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
+        ) -> T | Failure:
+            # vLLM's /tokenize is no part of the protocol, and lies beside its version.
+            root = base.removesuffix("/v1") if path == "tokenize" else base
+            attempt = 0
+            while True:
+                async with self._slots:
+                    answer, retry_after_s = await self._attempt(f"{root}/{path}", payload, read)
+                if (
+                    not isinstance(answer, Failure)
+                    or not answer.retryable
+                    or attempt == self._spec.max_retries
+                ):
+                    return answer
+                await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))
+                attempt += 1
+
+        return post
 
     async def _attempt(
-        self, url: str, payload: Mapping[str, Any], choices: Sequence[str]
-    ) -> tuple[Reply | Failure, float | None]:
+        self, url: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
+    ) -> tuple[T | Failure, float | None]:
         """One call, and what the server says about when to come back."""
         import aiohttp
 
@@ -177,7 +231,7 @@ class OpenAIEngine:
             async with self._session.post(url, data=body_json, headers=_JSON) as response:
                 body = await response.text(errors="replace")
                 if response.status == 200:
-                    return read_reply(body, choices), None
+                    return read(body), None
                 failure = read_error(response.status, body)
                 return self._redacted(failure), _seconds(response.headers.get("Retry-After"))
         except TimeoutError:
@@ -188,8 +242,8 @@ class OpenAIEngine:
             detail = f"{type(error).__name__}: {error}"
             return self._redacted(Failure(reason="connection", detail=detail, retryable=True)), None
 
-    def _url(self, request: Request) -> str:
-        first = request.images[0].sha256 if request.images else "0"
+    def _url(self, images: Sequence[ImageRef]) -> str:
+        first = images[0].sha256 if images else "0"
         return self._urls[int(first[:8], 16) % len(self._urls)]
 
     def _wait_s(self, attempt: int, retry_after_s: float | None, rng: random.Random) -> float:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from infinity_mm.engines.base import Failure, Reply, Request
 from infinity_mm.engines.prompting import chat_messages, sampling_seed
+from infinity_mm.record import ImageRef, Turn
 from infinity_mm.vision.images import NOTE, decode_image
 
 _AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
@@ -59,20 +60,9 @@ def chat_payload(
     extra_body: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The body of a chat-completions call; parts keep the request's order, so an image put first stays first."""
-    messages: list[dict[str, Any]] = []
-    for message in chat_messages(request):
-        parts = [
-            {"type": "image_url", "image_url": {"url": uris[part["index"]]}}
-            if part["type"] == "image"
-            else part
-            for part in message["content"]
-        ]
-        has_image = any(part["type"] == "image_url" for part in parts)
-        text = "".join(part["text"] for part in parts if part["type"] == "text")
-        messages.append({"role": message["role"], "content": parts if has_image else text})
     payload: dict[str, Any] = {
         "model": model,
-        "messages": messages,
+        "messages": wire_messages(request.turns, request.images, uris),
         "max_tokens": request.max_new_tokens,
         "temperature": request.temperature,
         "seed": sampling_seed(request) >> 32,  # some servers keep seeds in 32 bits
@@ -82,6 +72,24 @@ def chat_payload(
     elif request.choices and choice_field == "guided_choice":
         payload["guided_choice"] = list(request.choices)
     return payload | dict(extra_body)
+
+
+def wire_messages(
+    turns: Sequence[Turn], images: Sequence[ImageRef], uris: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Chat messages as the protocol has them; a message without an image is plain text."""
+    messages: list[dict[str, Any]] = []
+    for message in chat_messages(turns, images):
+        parts = [
+            {"type": "image_url", "image_url": {"url": uris[part["index"]]}}
+            if part["type"] == "image"
+            else part
+            for part in message["content"]
+        ]
+        has_image = any(part["type"] == "image_url" for part in parts)
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        messages.append({"role": message["role"], "content": parts if has_image else text})
+    return messages
 
 
 def read_reply(body: str, choices: Sequence[str]) -> Reply | Failure:

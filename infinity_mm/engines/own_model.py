@@ -15,14 +15,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from infinity_mm.engines.base import ImageReader, Reply, Request
+from infinity_mm.engines.base import ImageReader, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.decoding import Decoder, Row
 from infinity_mm.engines.kv_cache import Prefix
 from infinity_mm.engines.lru import BytesLru
-from infinity_mm.engines.prompting import Refused, chat_messages, choice_reply
+from infinity_mm.engines.prompting import Refused, chat_messages, choice_reply, likelihood, split_scoring
 from infinity_mm.engines.sampling import Sampler
 from infinity_mm.model.schema import image_token_ids
-from infinity_mm.record import ImageRef, canonical_json, digest
+from infinity_mm.record import ImageRef, Turn, canonical_json, digest
 from infinity_mm.vision.images import decode_image
 from infinity_mm.vision.plans import plan_image, view_shapes
 
@@ -49,9 +49,10 @@ class _Picture:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """One request, tokenised."""
+    """One request or scoring, tokenised."""
 
-    request: Request
+    request: Request | None
+    """None for a scoring, whose one choice is the scored text."""
     ids: list[int]
     prefix_length: int
     """Ids up to the end of the last image."""
@@ -90,35 +91,44 @@ class OwnModel:
 
     def prepare(self, request: Request) -> Prompt:
         """Tokenise a request and read its images; raises `Refused` or `BadImage`."""
-        messages = chat_messages(request)
+        choices = [[*self._tokenise(choice), self._end_id] for choice in request.choices]
+        return self._prompt(request.turns, request, choices, room=request.max_new_tokens)
+
+    def prepare_scoring(self, scoring: Scoring) -> Prompt:
+        """The same for a scoring; its text is tokenised apart from the prompt, as in training."""
+        turns, text = split_scoring(scoring)
+        return self._prompt(turns, scoring, [self._tokenise(text)])
+
+    def _prompt(
+        self, turns: Sequence[Turn], asked: Request | Scoring, choices: list[list[int]], room: int = 0
+    ) -> Prompt:
+        messages = chat_messages(turns, asked.images)
         parts = [part for message in messages for part in message["content"]]
-        images = [request.images[part["index"]] for part in parts if part["type"] == "image"]
+        images = [asked.images[part["index"]] for part in parts if part["type"] == "image"]
         pictures = tuple(self._picture(image, alone=len(images) == 1) for image in images)
         shape = tuple((m["role"], tuple(part["type"] for part in m["content"])) for m in messages)
         texts = [part["text"] for part in parts if part["type"] == "text"]
         ids, prefix_length = self._ids(self._pieces(shape), texts, pictures)
-        choices = [[*self._tokenise(choice), self._end_id] for choice in request.choices]
-        longest = len(ids) + max([request.max_new_tokens, *map(len, choices)])
+        longest = len(ids) + max([room, *map(len, choices)])
         limit = self._model.config.text_config.max_position_embeddings
         if longest > limit:
             raise Refused(
                 "too_long", f"{longest} tokens of prompt and reply, the model has {limit} positions"
             )
         return Prompt(
-            request=request, ids=ids, prefix_length=prefix_length, pictures=pictures, choices=choices
+            request=asked if isinstance(asked, Request) else None,
+            ids=ids,
+            prefix_length=prefix_length,
+            pictures=pictures,
+            choices=choices,
         )
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """One reply per prompt; any error is the whole batch's."""
+        requests = [prompt.request for prompt in prompts if prompt.request is not None]
         rows = [
-            Row(
-                prefix=prefix,
-                suffix=prompt.ids[prompt.prefix_length :],
-                max_new_tokens=prompt.request.max_new_tokens,
-                sampler=Sampler(prompt.request, self._model.device),
-                choices=prompt.choices,
-            )
-            for prompt, prefix in zip(prompts, self._prefilled(prompts), strict=True)
+            self._row(prompt, prefix, request)
+            for prompt, prefix, request in zip(prompts, self._prefilled(prompts), requests, strict=True)
         ]
         scored = [i for i, prompt in enumerate(prompts) if prompt.choices]
         written = [i for i, prompt in enumerate(prompts) if not prompt.choices]
@@ -126,7 +136,7 @@ class OwnModel:
         for i, scores in zip(scored, self._decoder.score([rows[i] for i in scored]), strict=True):
             prompt = prompts[i]
             replies[i] = choice_reply(
-                prompt.request.choices, scores, len(prompt.ids), [*map(len, prompt.choices)]
+                requests[i].choices, scores, len(prompt.ids), [*map(len, prompt.choices)]
             )
         for i, (ids, reason) in zip(written, self._decoder.generate([rows[i] for i in written]), strict=True):
             replies[i] = Reply(
@@ -136,6 +146,23 @@ class OwnModel:
                 completion_tokens=len(ids),
             )
         return [replies[i] for i in range(len(prompts))]
+
+    def score(self, prompts: Sequence[Prompt]) -> list[Likelihood]:
+        """One likelihood per prepared scoring; those about one image share its prefill."""
+        rows = [self._row(*row) for row in zip(prompts, self._prefilled(prompts), strict=True)]
+        return [
+            likelihood(total, num_tokens=len(prompt.choices[0]), prompt_tokens=len(prompt.ids))
+            for prompt, (total,) in zip(prompts, self._decoder.score(rows), strict=True)
+        ]
+
+    def _row(self, prompt: Prompt, prefix: Prefix, request: Request | None = None) -> Row:
+        return Row(
+            prefix=prefix,
+            suffix=prompt.ids[prompt.prefix_length :],
+            max_new_tokens=0 if request is None else request.max_new_tokens,
+            sampler=None if request is None else Sampler(request, self._model.device),
+            choices=prompt.choices,
+        )
 
     def _prefilled(self, prompts: Sequence[Prompt]) -> list[Prefix]:
         """Keys and values of every prompt's prefix, computed for those that are not kept."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from infinity_mm.engines.base import Failure, Reply, Request
-from infinity_mm.record import ImageSlot, Region, Text, digest
+from infinity_mm.engines.base import Failure, Likelihood, Reply, Request, Scoring
+from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, digest
 
 
 class Refused(Exception):  # noqa: N818 (a fact about a request, not a programming error)
@@ -23,10 +23,10 @@ class Refused(Exception):  # noqa: N818 (a fact about a request, not a programmi
         return Failure(reason=reason, detail=detail)
 
 
-def chat_messages(request: Request) -> list[dict[str, Any]]:
+def chat_messages(turns: Sequence[Turn], images: Sequence[ImageRef]) -> list[dict[str, Any]]:
     """Messages of typed parts: `{"type": "text", "text": ...}` or `{"type": "image", "index": ...}`."""
     messages: list[dict[str, Any]] = []
-    for turn in request.turns:
+    for turn in turns:
         parts: list[dict[str, Any]] = []
         for part in turn.content:
             match part:
@@ -35,11 +35,29 @@ def chat_messages(request: Request) -> list[dict[str, Any]]:
                 case Region():
                     parts.append({"type": "text", "text": region_text(part)})
                 case ImageSlot(index=index):
-                    if index >= len(request.images):
-                        raise Refused("bad_request", f"image {index} of {len(request.images)}")
+                    if index >= len(images):
+                        raise Refused("bad_request", f"image {index} of {len(images)}")
                     parts.append({"type": "image", "index": index})
         messages.append({"role": turn.role, "content": parts})
     return messages
+
+
+def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:
+    """The turns that are read and the text that is scored; raises `Refused` if there is none."""
+    (message,) = chat_messages(scoring.turns[-1:], ())
+    text = "".join(part["text"] for part in message["content"])
+    if not text.strip():
+        raise Refused("nothing_to_score", "the last turn is empty")
+    return scoring.turns[:-1], text
+
+
+def likelihood(total_logprob: float, *, num_tokens: int, prompt_tokens: int) -> Likelihood:
+    """The likelihood of a text from the sum over its tokens; raises where the model gave no number."""
+    if not math.isfinite(total_logprob):
+        raise ArithmeticError(f"the log-probability of the text is {total_logprob}")
+    return Likelihood(
+        mean_logprob=total_logprob / num_tokens, num_tokens=num_tokens, prompt_tokens=prompt_tokens
+    )
 
 
 def region_text(region: Region) -> str:

@@ -7,8 +7,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
-from infinity_mm.engines.journaled import replayed
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
+from infinity_mm.engines.journaled import likelihood_from, replayed, reply_from
 from infinity_mm.storage.journal import Journal
 
 
@@ -24,6 +33,8 @@ class ReplaySpec:
     """As the recorded engine's."""
     choice_logprobs: bool = True
     """As the recorded engine's."""
+    likelihood: bool = True
+    """As the recorded engine's."""
 
     @asynccontextmanager
     async def open(self, images: ImageReader) -> AsyncIterator[Engine]:
@@ -36,6 +47,7 @@ class ReplaySpec:
                 choice_logprobs=self.choice_logprobs,
                 seeds=True,
                 reproducible="exact",
+                likelihood=self.likelihood,
             ),
         )
 
@@ -61,4 +73,14 @@ class Replay:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """What was recorded, failures included."""
-        return [replayed(self._journal, request, request.key(self._fingerprint)) for request in requests]
+        return [
+            replayed(self._journal, request, request.key(self._fingerprint), reply_from)
+            for request in requests
+        ]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """What was recorded, failures included."""
+        return [
+            replayed(self._journal, scoring, scoring.key(self._fingerprint), likelihood_from)
+            for scoring in scorings
+        ]

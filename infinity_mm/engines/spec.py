@@ -56,6 +56,7 @@ class EngineConfig:
     max_backoff_s: float | None = None
     image_max_px: int | None = None
     choice_field: str | None = None
+    likelihood: bool | None = None
     extra_body: dict[str, Any] | None = None
 
     journal: str | None = None

@@ -1,23 +1,34 @@
 """A model of transformers in this process: ours on a fast path, any other image-text model on its own.
 
-generate --MicroBatched--> one thread: prepare each request --> answer the batch --bisect on an error--> replies
+generate, score --MicroBatched--> one thread: prepare each --> answer the batch --bisect on an error--> answers
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, final, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, final, runtime_checkable
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 from infinity_mm.engines.batching import MicroBatched
 from infinity_mm.engines.model_files import model_folder, model_hash
 from infinity_mm.engines.prompting import Refused
 from infinity_mm.errors import UserError, explain
 from infinity_mm.vision.images import BadImage
+
+A = TypeVar("A", Reply, Likelihood)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +88,14 @@ class Backend(Protocol):
         """One reply per prepared prompt; may raise for the whole batch."""
         ...
 
+    def prepare_scoring(self, scoring: Scoring) -> Any:
+        """What `score` takes; raises as `prepare` does."""
+        ...
+
+    def score(self, prompts: Sequence[Any]) -> list[Likelihood]:
+        """One likelihood per prepared scoring; may raise for the whole batch."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Loaded:
@@ -100,7 +119,11 @@ class TransformersEngine:
     def capabilities(self) -> Capabilities:
         """Best effort: float sums depend on the batch, so a near tie may go either way."""
         return Capabilities(
-            images_per_prompt=self._max_images, choice_logprobs=True, seeds=True, reproducible="best_effort"
+            images_per_prompt=self._max_images,
+            choice_logprobs=True,
+            seeds=True,
+            reproducible="best_effort",
+            likelihood=True,
         )
 
     @property
@@ -110,40 +133,51 @@ class TransformersEngine:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """One batch."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._generate, list(requests))
+        return await self._in_thread(requests, self._backend.prepare, self._backend.answer)
 
-    def _generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """One batch."""
+        return await self._in_thread(scorings, self._backend.prepare_scoring, self._backend.score)
+
+    async def _in_thread(self, *work: Any) -> list[Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._work, *work)
+
+    def _work(
+        self,
+        asked: Sequence[Request] | Sequence[Scoring],
+        prepare: Callable[[Any], Any],
+        answer: Callable[[Sequence[Any]], Sequence[A]],
+    ) -> list[A | Failure]:
         import torch
 
-        answers: list[Reply | Failure | None] = [None] * len(requests)
+        answers: dict[int, A | Failure] = {}
         prompts: dict[int, Any] = {}
         with torch.inference_mode():
-            for i, request in enumerate(requests):
+            for i, each in enumerate(asked):
                 try:
-                    prompts[i] = self._prepare(request)
+                    self._check(each)
+                    prompts[i] = prepare(each)
                 except Exception as error:  # whatever is wrong with it, it is this request's alone
                     answers[i] = _failure(error)
-            for i, answer in zip(prompts, self._answer(list(prompts.values())), strict=True):
-                answers[i] = answer
-        return [answer for answer in answers if answer is not None]
+            answers |= zip(prompts, _answered(list(prompts.values()), answer), strict=True)
+        return [answers[i] for i in range(len(asked))]
 
-    def _prepare(self, request: Request) -> Any:
-        if len(request.images) > self._max_images:
-            raise Refused("too_many_images", f"{len(request.images)}, this engine takes {self._max_images}")
-        return self._backend.prepare(request)
+    def _check(self, asked: Request | Scoring) -> None:
+        if len(asked.images) > self._max_images:
+            raise Refused("too_many_images", f"{len(asked.images)}, this engine takes {self._max_images}")
 
-    def _answer(self, prompts: Sequence[Any]) -> list[Reply | Failure]:
-        """The batch, or after an error each half of it, down to the one request that causes the error."""
-        if not prompts:
-            return []
-        try:
-            return list(self._backend.answer(prompts))
-        except Exception as error:
-            if len(prompts) == 1:
-                return [_failure(error)]
-        half = len(prompts) // 2  # outside of `except`, so that the failed batch's tensors are freed first
-        return self._answer(prompts[:half]) + self._answer(prompts[half:])
+
+def _answered(prompts: Sequence[Any], answer: Callable[[Sequence[Any]], Sequence[A]]) -> list[A | Failure]:
+    """The batch, or after an error each half of it, down to the one request that causes the error."""
+    if not prompts:
+        return []
+    try:
+        return list(answer(prompts))
+    except Exception as error:
+        if len(prompts) == 1:
+            return [_failure(error)]
+    half = len(prompts) // 2  # outside of `except`, so that the failed batch's tensors are freed first
+    return _answered(prompts[:half], answer) + _answered(prompts[half:], answer)
 
 
 def _failure(error: Exception) -> Failure:
@@ -169,7 +203,6 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from infinity_mm.engines import attention
-    from infinity_mm.engines.any_model import AnyModel
     from infinity_mm.engines.own_model import OwnModel
     from infinity_mm.model.released import is_released, load_released
 
@@ -187,14 +220,21 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
         )
         processor = AutoProcessor.from_pretrained(folder)
     model = cast(Any, model).to(device).eval()
-    config = model.config
-    layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
-    is_own = config.model_type == "infinity_mm" and layers == {"full_attention"}
-    if is_own and device == "cpu":
+    backend = backend_for(model, processor, images, cache_bytes=spec.cache_mb << 20)
+    if isinstance(backend, OwnModel) and device == "cpu":
         attention.register()
         model.get_decoder().set_attn_implementation(attention.GROUPED_SDPA)
-    backend = (OwnModel if is_own else AnyModel)(model, processor, images, cache_bytes=spec.cache_mb << 20)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return _Loaded(
         backend=backend, fingerprint=f"transformers: {model_hash(folder)[:32]}, {dtype}, {versions}"
     )
+
+
+def backend_for(model: Any, processor: Any, images: ImageReader, *, cache_bytes: int) -> Backend:
+    """Our own model on its fast path, unless a layer of it attends in a window; any other through `generate`."""
+    from infinity_mm.engines.any_model import AnyModel
+    from infinity_mm.engines.own_model import OwnModel
+
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    is_own = model.config.model_type == "infinity_mm" and layers == {"full_attention"}
+    return (OwnModel if is_own else AnyModel)(model, processor, images, cache_bytes=cache_bytes)

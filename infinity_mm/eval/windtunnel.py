@@ -7,51 +7,20 @@ the same questions on a blank image ----------------------->  what common answer
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
 
-from PIL import Image
-
-from infinity_mm.engines.base import Engine, EngineSpec, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import Engine, EngineSpec, Failure, Reply, Request
+from infinity_mm.eval import tasks
+from infinity_mm.eval.memory_images import MemoryImages, blank_like
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import ImageRef, ImageSlot, Text, Turn, rng_for
 from infinity_mm.windtunnel import questions, truth, world
 from infinity_mm.windtunnel.questions import Question
 from infinity_mm.windtunnel.scene import Scene
-
-BLANK_GREY = 128
-"""The blind control's color; mid-grey is zero after normalisation."""
-
-
-@dataclass(kw_only=True)
-class MemoryImages(ImageReader):
-    """Images held in memory, by hash."""
-
-    data: dict[str, bytes] = field(default_factory=dict)
-
-    def add(self, encoded: bytes, width: int, height: int) -> ImageRef:
-        """Keep the bytes and return a reference to them."""
-        sha256 = hashlib.sha256(encoded).hexdigest()
-        self.data[sha256] = encoded
-        return ImageRef(sha256=sha256, uri=f"memory:{sha256}", width=width, height=height, source="memory")
-
-    def read(self, image: ImageRef) -> bytes:
-        """The bytes behind a reference made by `add`."""
-        return self.data[image.sha256]
-
-    def add_scene(self, scene: Scene) -> ImageRef:
-        """Render a scene and keep it."""
-        return self.add(world.png_bytes(scene), scene.width, scene.height)
-
-    def add_blank(self, width: int, height: int) -> ImageRef:
-        """A grey image of this size."""
-        buffer = io.BytesIO()
-        Image.new("RGB", (width, height), (BLANK_GREY,) * 3).save(buffer, format="PNG")
-        return self.add(buffer.getvalue(), width, height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +33,35 @@ class Item:
     question: Question
 
 
+def held_out_questions(
+    *,
+    world_seed: int,
+    num_images: int,
+    questions_per_image: int,
+    exclude: frozenset[str] = frozenset(),
+) -> list[tuple[Scene, list[Question]]]:
+    """Questions on held-out scenes; the rarest types so far are taken first, so that no type dominates.
+
+    Scenes whose content hash is in `exclude` (what a student was trained on) are passed over.
+    """
+    counts: dict[str, int] = {}
+    asked: list[tuple[Scene, list[Question]]] = []
+    scenes = (
+        world.sample_scene(world_seed=world_seed, index=index, split="held_out")
+        for index in itertools.count()
+    )
+    fresh = (scene for scene in scenes if scene.content_hash() not in exclude)
+    for index, scene in enumerate(itertools.islice(fresh, num_images)):
+        by_type: dict[str, Question] = {}
+        for question in questions.questions(scene, rng_for(world_seed, "eval", str(index))):
+            by_type.setdefault(question.type, question)
+        types = sorted(by_type, key=lambda t: (counts.get(t, 0), t))[:questions_per_image]
+        for type_ in types:
+            counts[type_] = counts.get(type_, 0) + 1
+        asked.append((scene, [by_type[type_] for type_ in types]))
+    return asked
+
+
 def held_out_items(
     images: MemoryImages,
     *,
@@ -72,35 +70,75 @@ def held_out_items(
     questions_per_image: int,
     exclude: frozenset[str] = frozenset(),
 ) -> list[Item]:
-    """Questions on held-out scenes; the rarest types so far are taken first, so that no type dominates.
-
-    Scenes whose content hash is in `exclude` (what a student was trained on) are passed over.
-    """
-    counts: dict[str, int] = {}
+    """`held_out_questions` with their pictures, and blank ones."""
     items: list[Item] = []
-    scenes = (
-        world.sample_scene(world_seed=world_seed, index=index, split="held_out")
-        for index in itertools.count()
-    )
-    fresh = (scene for scene in scenes if scene.content_hash() not in exclude)
-    for index, scene in enumerate(itertools.islice(fresh, num_images)):
-        image, blank = images.add_scene(scene), images.add_blank(scene.width, scene.height)
-        by_type: dict[str, Question] = {}
-        for question in questions.questions(scene, rng_for(world_seed, "eval", str(index))):
-            by_type.setdefault(question.type, question)
-        for type_ in sorted(by_type, key=lambda t: (counts.get(t, 0), t))[:questions_per_image]:
-            counts[type_] = counts.get(type_, 0) + 1
-            items.append(Item(scene=scene, image=image, blank=blank, question=by_type[type_]))
+    for scene, chosen in held_out_questions(
+        world_seed=world_seed, num_images=num_images, questions_per_image=questions_per_image, exclude=exclude
+    ):
+        picture = world.render(scene)
+        image, blank = images.add_picture(picture), images.add_picture(blank_like(picture))
+        items += [Item(scene=scene, image=image, blank=blank, question=question) for question in chosen]
     return items
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WindTunnelTask:
+    """A `Task`: the questions of `held_out_questions`, graded by the truth, so that a run logs what `eval` measures."""
+
+    world_seed: int
+    num_images: int
+    questions_per_image: int = 3
+    prompts: str = "nano"
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return self.num_images
+
+    def questions(self, index: int) -> list[tasks.Question]:
+        """Those on scene `index`."""
+        scene, chosen = self._all[index]
+        prompts = PromptSet.load(self.prompts)
+        found: list[tasks.Question] = []
+        for question in chosen:
+            answer = truth.ask(scene, question.text)
+            assert isinstance(answer, truth.Accepted), "a question of its own scene has an answer"
+            prompt = prompts.render("answer_short", question=question.text)
+            found.append(
+                tasks.Question(
+                    id=f"windtunnel-{self.world_seed}-{index}/{question.type}",
+                    images=(world.render(scene),),
+                    turns=question_turns(prompts, prompt),
+                    accepted=answer.answers,
+                )
+            )
+        return found
+
+    def is_right(self, reply: str, accepted: Sequence[str]) -> bool:
+        """As the oracle grades."""
+        return truth.is_accepted(reply, tuple(accepted))
+
+    @cached_property
+    def _all(self) -> list[tuple[Scene, list[Question]]]:
+        return held_out_questions(
+            world_seed=self.world_seed,
+            num_images=self.num_images,
+            questions_per_image=self.questions_per_image,
+        )
+
+
+def question_turns(prompts: PromptSet, prompt: str) -> tuple[Turn, ...]:
+    """One user turn: the image, then the prompt; with the set's system prompt if it has one."""
+    system = (Turn("system", (Text(prompts.system),)),) if prompts.system else ()
+    return (*system, Turn("user", (ImageSlot(0), Text(prompt))))
 
 
 def request_for(
     prompts: PromptSet, image: ImageRef, prompt: str, *, max_new_tokens: int, **extra: Any
 ) -> Request:
-    """One user turn: the image, then the prompt; with the set's system prompt if it has one."""
-    system = (Turn("system", (Text(prompts.system),)),) if prompts.system else ()
-    user = Turn("user", (ImageSlot(0), Text(prompt)))
-    return Request(turns=(*system, user), images=(image,), max_new_tokens=max_new_tokens, **extra)
+    """`question_turns` about this image."""
+    turns = question_turns(prompts, prompt)
+    return Request(turns=turns, images=(image,), max_new_tokens=max_new_tokens, **extra)
 
 
 async def short_answers(

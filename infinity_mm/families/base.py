@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.regions import Notation
 from infinity_mm.errors import explain
+from infinity_mm.model.flops import ModelSizes
 
 Part = Literal["vision_tower", "connector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -97,6 +98,10 @@ class Family(Protocol):
     def vision_cost(self, config: Any) -> Callable[[int, int], int]:
         """From the rows and columns of a view to the operations its vision tower does on it; can be sent to
         worker processes."""
+        ...
+
+    def sizes(self, config: Any) -> ModelSizes:
+        """What decides how much the model computes; raises UserError where there is no formula for it."""
         ...
 
     def trainable(self, model: PreTrainedModel) -> nn.Module:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from infinity_mm.data.encode import NOTATION, Encoder, RowEncoder
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.model.flops import model_sizes, vision_flops
+from infinity_mm.model.flops import ModelSizes, model_sizes, vision_flops, vision_sizes
 from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.load import load_model
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
@@ -56,7 +56,11 @@ class InfinityMM:
 
     def vision_cost(self, config: Any) -> Callable[[int, int], int]:
         """The formula of `model/flops.py`."""
-        return partial(vision_flops, model_sizes(config))
+        return partial(vision_flops, vision_sizes(config))
+
+    def sizes(self, config: Any) -> ModelSizes:
+        """The formula of `model/flops.py`."""
+        return model_sizes(config)
 
     def trainable(self, model: PreTrainedModel) -> nn.Module:
         """The model itself: it has the loss."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from infinity_mm.data.regions import Notation
 from infinity_mm.families.base import Limits, Parts
-from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
+from infinity_mm.families.stock import ImagePlan, StockFamily, tile_tower, tiles
+from infinity_mm.model.flops import ModelSizes, VisionSizes, text_sizes
 
 
 @final
@@ -52,6 +53,20 @@ class InternVL(StockFamily):
     def inputs(self, config: Any, pixel_values: Tensor, view_shapes: Tensor) -> dict[str, Any]:
         """Tiles."""
         return {"pixel_values": tiles(pixel_values)}
+
+    def vision_sizes(self, config: Any) -> VisionSizes:
+        """A tile has a class token beside its patches."""
+        return tile_tower(config.vision_config, class_tokens=1)
+
+    def sizes(self, config: Any) -> ModelSizes:
+        """Patches merged into squares, then two matrices."""
+        text = config.text_config
+        return ModelSizes(
+            vision=self.vision_sizes(config),
+            merge=round(1 / config.downsample_ratio),
+            connector_hidden=text.hidden_size,
+            **text_sizes(text),
+        )
 
     def blank(self, config: Any) -> tuple[Tensor, Tensor]:
         """One grey tile."""

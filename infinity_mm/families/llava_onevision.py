@@ -18,7 +18,8 @@ from transformers.image_processing_utils import select_best_resolution
 from infinity_mm.data.regions import Notation
 from infinity_mm.errors import explain
 from infinity_mm.families.base import Limits, Parts
-from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
+from infinity_mm.families.stock import ImagePlan, StockFamily, tile_tower, tiles
+from infinity_mm.model.flops import ModelSizes, VisionSizes, text_sizes
 
 
 @final
@@ -36,11 +37,25 @@ class LlavaOnevision(StockFamily):
     def idle(self, config: Any) -> tuple[str, ...]:
         """SigLIP's pooling head, and what comes after the layer whose features are taken."""
         tower, num_layers = "model.vision_tower.", config.vision_config.num_hidden_layers
-        taken = config.vision_feature_layer
-        # Features 0 are the embeddings, features n what layer n - 1 gives; -1 counts from the end.
-        used = max(n % (num_layers + 1) for n in ([taken] if isinstance(taken, int) else taken))
-        layers = tuple(f"{tower}encoder.layers.{number}." for number in range(used, num_layers))
+        layers = tuple(f"{tower}encoder.layers.{number}." for number in range(_used(config), num_layers))
         return (f"{tower}head.", f"{tower}post_layernorm.", *layers)
+
+    def vision_sizes(self, config: Any) -> VisionSizes:
+        """The layers before the one whose features are taken; those after it are computed for nothing."""
+        return tile_tower(config.vision_config, layers=_used(config))
+
+    def sizes(self, config: Any) -> ModelSizes:
+        """Two matrices between the two, applied to every patch of every tile."""
+        if not isinstance(config.vision_feature_layer, int):
+            raise explain(
+                what=f"no formula for features of layers {config.vision_feature_layer} side by side",
+                where="LlavaOnevision.sizes",
+                fix="train it all the same, without MFU",
+            )
+        text = config.text_config
+        return ModelSizes(
+            vision=self.vision_sizes(config), merge=1, connector_hidden=text.hidden_size, **text_sizes(text)
+        )
 
     def plan(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> list[ImagePlan]:
         """Tiles for a single image, one square each for several."""
@@ -108,6 +123,14 @@ class LlavaOnevision(StockFamily):
                 fix="give at least 1: LLaVA-OneVision sees the whole image and at least one tile",
             )
         images.image_grid_pinpoints = model.config.image_grid_pinpoints = kept
+
+
+def _used(config: Any) -> int:
+    """Layers of the tower that the features are made by."""
+    taken = config.vision_feature_layer
+    # Features 0 are the embeddings, features n what layer n - 1 gives; -1 counts from the end.
+    num_features = config.vision_config.num_hidden_layers + 1
+    return max(n % num_features for n in ([taken] if isinstance(taken, int) else taken))
 
 
 LLAVA_ONEVISION = LlavaOnevision()

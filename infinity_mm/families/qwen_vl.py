@@ -5,8 +5,7 @@ A row of `pixel_values` is a patch, an image one view. Images attend to themselv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -18,7 +17,8 @@ from infinity_mm.data.regions import Notation
 from infinity_mm.errors import explain
 from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.mrope import mrope
-from infinity_mm.families.stock import ImagePlan, StockFamily, vit_flops
+from infinity_mm.families.stock import ImagePlan, StockFamily
+from infinity_mm.model.flops import ModelSizes, VisionSizes, text_sizes
 
 
 @final
@@ -78,16 +78,30 @@ class QwenVL(StockFamily):
         is_image_RT = input_ids == config.image_token_id
         return mrope(position_ids, is_image_RT, view_shapes, config.vision_config.spatial_merge_size)
 
-    def vision_cost(self, config: Any) -> Callable[[int, int], int]:
-        """The MLPs of Qwen2.5-VL are gated: three matrices."""
+    def vision_sizes(self, config: Any) -> VisionSizes:
+        """Qwen2.5-VL has gated MLPs, and windows in most layers."""
         vision = config.vision_config
-        matrices = 3 if self.model_type == "qwen2_5_vl" else 2
-        return partial(
-            vit_flops,
-            patches=1,
+        gated = self.model_type == "qwen2_5_vl"
+        channels = getattr(vision, "in_channels", 3)
+        return VisionSizes(
+            patch_values=channels * vision.temporal_patch_size * vision.patch_size**2,
             hidden=vision.hidden_size,
             layers=vision.depth,
-            mlp=matrices * vision.intermediate_size,
+            mlp=vision.intermediate_size,
+            mlp_matrices=3 if gated else 2,
+            window=vision.window_size // vision.patch_size if gated else None,
+            full_layers=len(vision.fullatt_block_indexes) if gated else 0,
+        )
+
+    def sizes(self, config: Any) -> ModelSizes:
+        """The merger, and in Qwen3-VL one more of its kind for every deepstack layer."""
+        vision = config.vision_config
+        return ModelSizes(
+            vision=self.vision_sizes(config),
+            merge=vision.spatial_merge_size,
+            connector_hidden=vision.hidden_size * vision.spatial_merge_size**2,
+            connectors=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
+            **text_sizes(config.text_config),
         )
 
     def blank(self, config: Any) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from infinity_mm.data.regions import Notation
 from infinity_mm.families.base import Limits, Parts
-from infinity_mm.families.stock import ImagePlan, StockFamily, tiles
+from infinity_mm.families.stock import ImagePlan, StockFamily, tile_tower, tiles
+from infinity_mm.model.flops import ModelSizes, VisionSizes, text_sizes
 
 
 @final
@@ -51,6 +52,19 @@ class SmolVLM(StockFamily):
     def inputs(self, config: Any, pixel_values: Tensor, view_shapes: Tensor) -> dict[str, Any]:
         """All tiles as if they were of one sample: the model takes their features in order."""
         return {"pixel_values": tiles(pixel_values)[None]}
+
+    def vision_sizes(self, config: Any) -> VisionSizes:
+        """All layers on all patches of a tile."""
+        return tile_tower(config.vision_config)
+
+    def sizes(self, config: Any) -> ModelSizes:
+        """Patches merged into squares, then one matrix."""
+        return ModelSizes(
+            vision=self.vision_sizes(config),
+            merge=config.scale_factor,
+            connector_hidden=0,
+            **text_sizes(config.text_config),
+        )
 
     def blank(self, config: Any) -> tuple[Tensor, Tensor]:
         """One grey tile."""

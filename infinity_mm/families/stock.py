@@ -37,6 +37,7 @@ from infinity_mm.families.base import Limits, Parts
 from infinity_mm.families.template import ChatTemplate
 from infinity_mm.model.attention import DENSE, packed_attention
 from infinity_mm.model.cross_entropy import token_losses
+from infinity_mm.model.flops import ModelSizes, VisionSizes, vision_flops
 from infinity_mm.model.modeling import InfinityMMOutput
 from infinity_mm.record import digest
 from infinity_mm.vision.images import upright_rgb
@@ -86,19 +87,17 @@ class StockFamily(ABC):
         """None, but in families that say so."""
         return ()
 
+    @abstractmethod
+    def vision_sizes(self, config: Any) -> VisionSizes:
+        """Of the tower; raises UserError where there is no formula for it."""
+
+    @abstractmethod
+    def sizes(self, config: Any) -> ModelSizes:
+        """See `Family.sizes`."""
+
     def vision_cost(self, config: Any) -> Callable[[int, int], int]:
-        """A tile is a view of 1 x 1, and all tiles are alike."""
-        vision = config.vision_config
-        side = math.isqrt(math.prod(_pair(vision.image_size))) // math.isqrt(
-            math.prod(_pair(vision.patch_size))
-        )
-        return partial(
-            vit_flops,
-            patches=side**2,
-            hidden=vision.hidden_size,
-            layers=vision.num_hidden_layers,
-            mlp=2 * vision.intermediate_size,
-        )
+        """By the formula of `model/flops.py`."""
+        return partial(vision_flops, self.vision_sizes(config))
 
     def positions(
         self, config: Any, input_ids: Tensor, position_ids: Tensor, view_shapes: Tensor | None
@@ -178,6 +177,11 @@ class StockEncoder:
             branch_ids=branch_ids,
             num_images=len(plans),
         )
+
+    def messages(self, conversation: Conversation) -> tuple[Message, ...]:
+        """The messages with images placed and boxes in the family's notation."""
+        sizes = [upright_rgb(image).size for image in conversation.images]
+        return tuple(self._messages(conversation, self.family.plan(self.processor, sizes)))
 
     def measure(self, outline: Outline, turns: Turns) -> TextCost:
         """What the sample costs beside its images, exchange by exchange."""
@@ -333,11 +337,17 @@ class WithLoss(nn.Module):
         return torch.stack([tensor.sum() for tensor in tensors]).sum()
 
 
-def vit_flops(rows: int, columns: int, *, patches: int, hidden: int, layers: int, mlp: int) -> int:
-    """A vision transformer on a view, whose unit is `patches` patches that attend to the whole view; `mlp` is the width
-    of all matrices of an MLP together. Windowed layers count as if they attended to everything."""
-    n = rows * columns * patches
-    return layers * (2 * n * (4 * hidden * hidden + hidden * mlp) + 4 * n * n * hidden)
+def tile_tower(vision: Any, **changes: Any) -> VisionSizes:
+    """A vision transformer that sees square tiles of one size, by its configuration."""
+    image, patch = _pair(vision.image_size), _pair(vision.patch_size)
+    sizes = {
+        "patch_values": vision.num_channels * math.prod(patch),
+        "hidden": vision.hidden_size,
+        "layers": vision.num_hidden_layers,
+        "mlp": vision.intermediate_size,
+        "unit_patches": math.prod(side // own for side, own in zip(image, patch, strict=True)),
+    }
+    return VisionSizes(**{**sizes, **changes})
 
 
 def _pair(side: int | Sequence[int]) -> tuple[int, ...]:

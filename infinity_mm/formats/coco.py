@@ -17,10 +17,8 @@ from typing import Any, final
 from infinity_mm.formats.base import Rejected, Row, check_id, check_object, id_or_none, one_row
 from infinity_mm.formats.image_files import ImageFolder
 from infinity_mm.record import ImageSlot, Text, Turn
+from infinity_mm.sources.conversations import CAPTION_REQUEST
 from infinity_mm.sources.json_rows import BadRow
-
-REQUEST = "Describe the image in one sentence."
-"""What the user says before each caption; COCO has no questions."""
 
 
 @final
@@ -35,7 +33,7 @@ class CocoReader:
     def read(self) -> Iterator[Row | Rejected]:
         """Images in file order, then annotations without an image."""
         try:
-            images, captions, strays, licences = _load(self._path)
+            images, captions, strays, licences = load_captions(self._path)
         except BadRow as bad:
             yield self._rejected(0, None, bad)
             return
@@ -77,7 +75,8 @@ class CocoReader:
             raise BadRow("no_caption")
         turns: list[Turn] = []
         for caption in own:
-            turns.append(Turn("user", (Text(REQUEST),) if turns else (ImageSlot(0), Text("\n" + REQUEST))))
+            first = (ImageSlot(0), Text("\n" + CAPTION_REQUEST))
+            turns.append(Turn("user", (Text(CAPTION_REQUEST),) if turns else first))
             turns.append(Turn("assistant", (Text(caption["caption"]),)))
         rest = {key: item for key, item in image.items() if key not in ("id", "file_name")}
         return Row(
@@ -90,7 +89,7 @@ class CocoReader:
         )
 
 
-def _load(
+def load_captions(
     path: Path,
 ) -> tuple[list[Any], dict[str, list[dict[str, Any]]], list[tuple[str | None, BadRow]], dict[str, str]]:
     """Images, captions by image id, annotations that cannot be attached, licence names by id; raises `BadRow`."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from infinity_mm.errors import explain
 from infinity_mm.formats.base import Reader, Rejected, Row, Writer, files_below
 from infinity_mm.formats.coco import CocoReader
+from infinity_mm.formats.extend import REJECTED_FILE, SUMMARY_FILE, extend_shards
 from infinity_mm.formats.infinity_mm import InfinityMMReader, InfinityMMWriter
 from infinity_mm.formats.llava import LlavaReader, LlavaWriter
 from infinity_mm.formats.messages import MessagesReader, MessagesWriter
@@ -29,7 +30,6 @@ from infinity_mm.storage.files import whole_folder
 
 ImportFormat = Literal["llava", "messages", "infinity-mm", "coco"]
 ExportFormat = Literal["messages", "llava", "infinity-mm", "swift", "llamafactory"]
-REJECTED_FILE, SUMMARY_FILE = "rejected.jsonl", "summary.json"
 PUBLISH_PASS = "publish"
 
 WRITERS: dict[str, Callable[[Path], Writer]] = {
@@ -64,6 +64,12 @@ def export_data(run_or_folder: Path, to: str, out: Path) -> dict[str, Any]:
     files = _published_files(run_or_folder)
     _one_of(to, ExportFormat, "--to")
     return convert(MessagesReader(files, check_images=False), to, out, {"read": "messages"})
+
+
+def extend_data(run_or_folder: Path, shards: Path, out: Path) -> dict[str, Any]:
+    """Write what a run made onto the Infinity-MM tars its images came from, to the new folder `out`."""
+    _refuse_existing(out)
+    return extend_shards([path for _, path in _published_files(run_or_folder)], shards, out)
 
 
 def convert(

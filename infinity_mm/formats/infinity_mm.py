@@ -40,30 +40,48 @@ TAR_ROWS, TAR_BYTES = 5000, 1 << 30
 """A tar is closed at the first of the two."""
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where the content of a member lies in its tar."""
+
+    offset: int
+    size: int
+
+    def read(self, file: BinaryIO) -> bytes:
+        """The content."""
+        file.seek(self.offset)
+        return file.read(self.size)
+
+
 @dataclass(slots=True)
-class _Group:
+class Group:
     """Members that follow each other and share everything before the first dot of the name."""
 
     key: str
-    members: dict[str, bytes] = field(default_factory=dict)
-    """Suffix -> content."""
+    spans: dict[str, Span] = field(default_factory=dict)
+    """Suffix -> place of the content."""
     problem: BadRow | None = None
 
-    def value(self) -> Any:
-        """The JSON member; raises `BadRow`."""
+    def checked(self) -> Group:
+        """Itself if it is a sample of Infinity-MM; raises `BadRow`."""
         if self.problem is not None:
             raise self.problem
         for suffix in ("json", "jpg"):
-            if suffix not in self.members:
+            if suffix not in self.spans:
                 raise BadRow(f"no_{suffix}_member", self.key)
-        if unknown := self.members.keys() - {"json", "jpg"}:
+        if unknown := self.spans.keys() - {"json", "jpg"}:
             raise BadRow("unknown_member", ", ".join(sorted(unknown))[:200])
-        try:
-            return json.loads(self.members["json"].decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise BadRow("invalid_unicode", f"{error.reason} in {self.key}.json") from error
-        except ValueError as error:
-            raise BadRow("invalid_json", f"{self.key}.json: {error}"[:200]) from error
+        return self
+
+
+def entry_of(text: bytes, key: str) -> dict[str, Any]:
+    """The JSON member of a sample; raises `BadRow`."""
+    try:
+        return check_object(json.loads(text.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise BadRow("invalid_unicode", f"{error.reason} in {key}.json") from error
+    except ValueError as error:
+        raise BadRow("invalid_json", f"{key}.json: {error}"[:200]) from error
 
 
 @final
@@ -79,29 +97,31 @@ class InfinityMMReader:
         """Every sample; a tar that is none, or breaks off, counts as one more row."""
         number = 0
         for name, path in self._files:
-            for group in _groups(path):
-                yield one_row(
-                    lambda notes, group=group, number=number: _row(group, number, notes),
-                    number=number,
-                    id=_id(group),
-                    file=name,
-                    not_carried=self.not_carried,
-                )
-                number += 1
+            with open(path, "rb") as file:
+                for group in groups(file):
+                    yield one_row(
+                        lambda notes, group=group, file=file, number=number: _row(group, file, number, notes),
+                        number=number,
+                        id=_id(group, file),
+                        file=name,
+                        not_carried=self.not_carried,
+                    )
+                    number += 1
 
 
-def _id(group: _Group) -> str | None:
+def _id(group: Group, file: BinaryIO) -> str | None:
     """The sample's own id where its JSON can be read, else its key in the tar."""
     try:
-        found = id_or_none(group.value())
+        found = id_or_none(entry_of(group.checked().spans["json"].read(file), group.key))
     except (BadRow, RecursionError):
         found = None
     return found or group.key.encode("utf-8", "backslashreplace").decode()[:200] or None
 
 
-def _row(group: _Group, number: int, notes: Counter[str]) -> Row:
-    entry = check_object(group.value())
-    data = group.members["jpg"]
+def _row(group: Group, file: BinaryIO, number: int, notes: Counter[str]) -> Row:
+    spans = group.checked().spans
+    entry = entry_of(spans["json"].read(file), group.key)
+    data = spans["jpg"].read(file)
     turns = from_value_turns(entry.get("conversations"), notes)
     check_places(turns, 1 if data else 0)
     columns, meta = split_columns(entry, carried=("id", "conversations"))
@@ -139,36 +159,22 @@ def _picture_name(key: str, image: object, data: bytes) -> str:
     return safe_name(f"{key}.{image_ending(data)}")
 
 
-def _groups(path: Path) -> Iterator[_Group]:
+def groups(file: BinaryIO) -> Iterator[Group]:
     """Samples of a tar; what is wrong with a member spoils its own sample."""
-    current: _Group | None = None
-    with open(path, "rb") as file:
-        for key, suffix, found in members(file):
-            if current is None or key != current.key:
-                if current is not None:
-                    yield current
-                current = _Group(key)
-            if isinstance(found, BadRow):
-                current.problem = current.problem or found
-            elif suffix in current.members:
-                current.problem = current.problem or BadRow("double_member", f"{key}.{suffix}")
-            else:
-                current.members[suffix] = found.read(file)
+    current: Group | None = None
+    for key, suffix, found in members(file):
+        if current is None or key != current.key:
+            if current is not None:
+                yield current
+            current = Group(key)
+        if isinstance(found, BadRow):
+            current.problem = current.problem or found
+        elif suffix in current.spans:
+            current.problem = current.problem or BadRow("double_member", f"{key}.{suffix}")
+        else:
+            current.spans[suffix] = found
     if current is not None:
         yield current
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where the content of a member lies in its tar."""
-
-    offset: int
-    size: int
-
-    def read(self, file: BinaryIO) -> bytes:
-        """The content."""
-        file.seek(self.offset)
-        return file.read(self.size)
 
 
 def members(file: BinaryIO) -> Iterator[tuple[str, str, Span | BadRow]]:
@@ -195,7 +201,7 @@ def members(file: BinaryIO) -> Iterator[tuple[str, str, Span | BadRow]]:
             if member.isdir():
                 continue
             num_members += 1
-            key, suffix, problem = _name(member)
+            key, suffix, problem = name_of(member)
             if problem is None and member.size > MAX_IMAGE_BYTES:
                 problem = BadRow("file_too_large", f"{member.size} bytes, limit {MAX_IMAGE_BYTES}")
             if problem is None and member.offset_data + member.size > num_bytes:
@@ -215,7 +221,7 @@ def members(file: BinaryIO) -> Iterator[tuple[str, str, Span | BadRow]]:
         yield "", "", BadRow("empty_file", "a tar without members")
 
 
-def _name(member: tarfile.TarInfo) -> tuple[str, str, BadRow | None]:
+def name_of(member: tarfile.TarInfo) -> tuple[str, str, BadRow | None]:
     """Key and suffix as WebDataset cuts them, at the first dot of the last part of the path."""
     name = member.name
     path = PurePosixPath(name)

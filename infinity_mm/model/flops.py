@@ -15,29 +15,54 @@ from infinity_mm.errors import explain
 from infinity_mm.model.configuration import InfinityMMConfig
 
 GATED = frozenset(
-    {"qwen2", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3_text", "olmo2", "smollm3"}
-)
+    {
+        "qwen2", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text", "llama", "mistral", "gemma", "gemma2", "gemma3_text",
+        "olmo2", "smollm3",
+    }
+)  # fmt: skip
 """`model_type`s of dense decoders with gated MLPs, which the formulas describe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionSizes:
+    """The widths and depths of a vision tower."""
+
+    patch_values: int
+    """Values of one patch: 3 times the patch side squared, more where a patch spans frames."""
+    hidden: int
+    layers: int
+    """Those whose output is used."""
+    mlp: int
+    """Hidden width of the MLPs."""
+    mlp_matrices: int = 2
+    """Matrices of an MLP: 2, or 3 where it is gated."""
+    unit_patches: int = 1
+    """Patches of one row and column of a view: 1, or those of a whole tile where views are counted in tiles."""
+    class_tokens: int = 0
+    """Positions of a view that are no patches."""
+    window: int | None = None
+    """Side of the windows, in patches, that most layers attend in; None: all attend to the whole view."""
+    full_layers: int = 0
+    """Where there are windows: layers that attend to the whole view."""
+
+    def num_patches(self, rows: int, columns: int) -> int:
+        """Patches of a view."""
+        return rows * columns * self.unit_patches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSizes:
     """The widths and depths that decide how much a model computes."""
 
-    patch_values: int
-    """Values of one patch: 3 times the patch side squared."""
-    vision_hidden: int
-    """Width of the vision tower."""
-    vision_layers: int
-    """Layers of the vision tower."""
-    vision_mlp: int
-    """Hidden width of the vision tower's MLPs, which have two matrices."""
+    vision: VisionSizes
     merge: int
     """Side of the square of patches that becomes one token; 1 where nothing is merged."""
     connector_hidden: int
-    """Width of the connector's hidden layer or attention."""
-    connector_queries: int
+    """Width of the connector's hidden layer or attention; 0 where it is a single matrix."""
+    connector_queries: int = 0
     """Learned queries a view; 0 for connectors that have none."""
+    connectors: int = 1
+    """Connectors of these sizes that see every view."""
     text_hidden: int
     """Width of the language model."""
     text_layers: int
@@ -53,7 +78,7 @@ class ModelSizes:
 
     def num_tokens(self, rows: int, columns: int) -> int:
         """Tokens that one view of `rows` x `columns` patches becomes."""
-        return self.connector_queries or rows * columns // self.merge**2
+        return self.connector_queries or self.vision.num_patches(rows, columns) // self.merge**2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,10 +108,33 @@ class Flops:
 
 
 def model_sizes(config: InfinityMMConfig) -> ModelSizes:
-    """The sizes of a configuration; raises UserError for a language model whose formula is not known."""
-    vision, text = config.vision_config, config.text_config
-    assert isinstance(vision, PreTrainedConfig)
+    """The sizes of a configuration of ours; raises UserError for a language model whose formula is not known."""
+    text = config.text_config
     assert isinstance(text, PreTrainedConfig)
+    shape = config.connector_shape()
+    return ModelSizes(
+        vision=vision_sizes(config),
+        merge=shape.merge,
+        connector_hidden=config.connector_hidden or text.hidden_size,
+        connector_queries=shape.queries or 0,
+        **text_sizes(text),
+    )
+
+
+def vision_sizes(config: InfinityMMConfig) -> VisionSizes:
+    """Those of its tower."""
+    vision = config.vision_config
+    assert isinstance(vision, PreTrainedConfig)
+    return VisionSizes(
+        patch_values=vision.num_channels * vision.patch_size**2,
+        hidden=vision.hidden_size,
+        layers=vision.num_hidden_layers,
+        mlp=vision.intermediate_size,
+    )
+
+
+def text_sizes(text: PreTrainedConfig) -> dict[str, int]:
+    """The fields of `ModelSizes` about a language model; raises UserError for one whose formula is not known."""
     if text.model_type not in GATED:
         raise explain(
             what=f"no formula for a {text.model_type} language model",
@@ -94,30 +142,33 @@ def model_sizes(config: InfinityMMConfig) -> ModelSizes:
             fix=f"use one of {', '.join(sorted(GATED))}, or write the formula for it in model/flops.py",
         )
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shape = config.connector_shape()
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return ModelSizes(
-        patch_values=vision.num_channels * vision.patch_size**2,
-        vision_hidden=vision.hidden_size,
-        vision_layers=vision.num_hidden_layers,
-        vision_mlp=vision.intermediate_size,
-        merge=shape.merge,
-        connector_hidden=config.connector_hidden or text.hidden_size,
-        connector_queries=shape.queries or 0,
-        text_hidden=text.hidden_size,
-        text_layers=text.num_hidden_layers,
-        text_mlp=text.intermediate_size,
-        text_query=text.num_attention_heads * head_dim,
-        text_key_value=kv_heads * head_dim,
-        vocab=text.vocab_size,
-    )
+    return {
+        "text_hidden": text.hidden_size,
+        "text_layers": text.num_hidden_layers,
+        "text_mlp": text.intermediate_size,
+        "text_query": text.num_attention_heads * head_dim,
+        "text_key_value": kv_heads * head_dim,
+        "vocab": text.vocab_size,
+    }
 
 
-def vision_flops(sizes: ModelSizes, rows: int, columns: int) -> int:
-    """The vision tower on one view of `rows` x `columns` patches."""
-    n, d = rows * columns, sizes.vision_hidden
-    layer = 2 * n * (4 * d * d + 2 * d * sizes.vision_mlp) + 4 * n * n * d
-    return 2 * n * sizes.patch_values * d + sizes.vision_layers * layer
+def vision_flops(sizes: VisionSizes, rows: int, columns: int) -> int:
+    """The vision tower on one view of `rows` x `columns` units."""
+    patches, d = sizes.num_patches(rows, columns), sizes.hidden
+    n = patches + sizes.class_tokens
+    whole = sizes.layers if sizes.window is None else sizes.full_layers
+    pairs = whole * n * n
+    if sizes.window is not None:
+        in_windows = _squares(rows, sizes.window) * _squares(columns, sizes.window)
+        pairs += (sizes.layers - whole) * in_windows
+    weights = 4 * d * d + sizes.mlp_matrices * d * sizes.mlp
+    return 2 * patches * sizes.patch_values * d + sizes.layers * 2 * n * weights + 4 * pairs * d
+
+
+def _squares(side: int, window: int) -> int:
+    """Sum of the squares of the parts into which windows cut a side."""
+    return side // window * window**2 + (side % window) ** 2
 
 
 def forward_flops(
@@ -130,8 +181,8 @@ def forward_flops(
 ) -> Flops:
     """One forward pass over any number of samples.
 
-    `views` are patch grids (rows, columns). `tokens` are all positions the language model computes: text, markers and
-    image tokens, and padding if that is to count. `labelled` are the positions whose logits are computed.
+    `views` are (rows, columns) in patches, or in tiles. `tokens` are all positions the language model computes: text,
+    markers and image tokens, and padding if that is to count. `labelled` are the positions whose logits are computed.
     `attended_pairs` are pairs of query and key: the sum of squared sample lengths for packed rows (a causal kernel
     saves half of it, which by custom is not subtracted), rows times row length squared for padded ones.
     """
@@ -143,12 +194,16 @@ def forward_flops(
     weights = 2 * d * q + 2 * d * sizes.text_key_value + 3 * d * sizes.text_mlp
     language_attention = 4 * attended_pairs * q * sizes.text_layers
     return Flops(
-        vision=sum(count * vision_flops(sizes, rows, columns) for count, rows, columns in parts),
-        connector=sum(count * _connector_flops(sizes, rows * columns) for count, rows, columns in parts),
+        vision=sum(count * vision_flops(sizes.vision, rows, columns) for count, rows, columns in parts),
+        connector=sum(
+            count * _connector_flops(sizes, sizes.vision.num_patches(rows, columns))
+            for count, rows, columns in parts
+        ),
         language_model=2 * tokens * weights * sizes.text_layers + language_attention,
         head=2 * labelled * d * sizes.vocab,
         connector_attention=sum(
-            count * _connector_attention(sizes, rows * columns) for count, rows, columns in parts
+            count * _connector_attention(sizes, sizes.vision.num_patches(rows, columns))
+            for count, rows, columns in parts
         ),
         language_attention=language_attention,
     )
@@ -186,14 +241,15 @@ def training_flops(flops: Flops, *, trained: Collection[str]) -> int:
 
 
 def _connector_flops(sizes: ModelSizes, num_patches: int) -> int:
-    """The connector on one view; queries count as projected for each view, though a batch does it once."""
+    """The connectors on one view; queries count as projected for each view, though a batch does it once."""
     n, h, q = num_patches, sizes.connector_hidden, sizes.connector_queries
     if q:
-        keys_and_values = n * sizes.vision_hidden * h + 2 * n * h * h
+        keys_and_values = n * sizes.vision.hidden * h + 2 * n * h * h
         queries = 2 * q * h * h + q * h * sizes.text_hidden
         return 2 * (keys_and_values + queries) + _connector_attention(sizes, n)
-    merged = sizes.merge**2
-    return 2 * (n // merged) * (merged * sizes.vision_hidden * h + h * sizes.text_hidden)
+    merged = sizes.merge**2 * sizes.vision.hidden
+    matrices = merged * h + h * sizes.text_hidden if h else merged * sizes.text_hidden
+    return sizes.connectors * 2 * (n // sizes.merge**2) * matrices
 
 
 def _connector_attention(sizes: ModelSizes, num_patches: int) -> int:

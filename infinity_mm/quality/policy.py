@@ -1,4 +1,8 @@
-"""The policy: a pure function of score record and cut-offs, so that a cut-off changes without asking a model again."""
+"""The policy: a pure function of score record, labels and cut-offs, so that a cut-off changes without asking again.
+
+score --keep_at, rewrite_at--> keep | rewrite | drop
+label `loss` --max_loss--> goes on | drop          label `blind` --blind--> goes on | drop
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infinity_mm.errors import explain
-from infinity_mm.record import Score
+from infinity_mm.record import Sample, Score
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Where the line is drawn between keep, rewrite and drop."""
+    """Where the line is drawn between keep, rewrite and drop. Filters label; they drop only where this says so."""
 
     keep_at: float = 8.0
     """Kept from this score on (Infinity-MM keeps 8 and above)."""
@@ -20,6 +24,13 @@ class Policy:
     by: Literal["expected", "overall"] = "expected"
     """`expected`: the mean over the judge's probabilities where the engine gives them, else the written score.
     `overall`: always the written score."""
+    max_loss: float | None = None
+    """Dropped above this loss, in nats per token (Infinity-MM: 2.5). null: the loss is a label and nothing more."""
+    blind: Literal["label", "drop", "cap"] = "label"
+    """What happens to pairs whose answer was found without the image: nothing; all are dropped; or, in a pass after
+    the journeys, as many as it takes to leave `max_blind_share`."""
+    max_blind_share: float = 0.2
+    """With `cap`, the largest share of such pairs among the kept ones of an instruction type."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep_at <= 10:
@@ -34,6 +45,25 @@ class Policy:
                 where="Policy (YAML section `policy`)",
                 fix="lower policy.rewrite_at, or set it to null to rewrite nothing",
             )
+        if self.max_loss is not None and not self.max_loss > 0:
+            raise explain(
+                what=f"max_loss={self.max_loss} keeps nothing",
+                where="Policy (YAML section `policy`)",
+                fix="set policy.max_loss above 0, usually 1.5 to 3, or to null to drop nothing by it",
+            )
+        if not 0 <= self.max_blind_share < 1:
+            raise explain(
+                what=f"max_blind_share={self.max_blind_share} is not a share that can be reached",
+                where="Policy (YAML section `policy`)",
+                fix="set policy.max_blind_share to at least 0 and below 1, usually 0.1 to 0.3",
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Labels without which it cannot decide."""
+        return frozenset({"loss"} if self.max_loss is not None else ()) | (
+            {"blind"} if self.blind != "label" else frozenset()
+        )
 
     def value(self, score: Score) -> float | None:
         """The figure that is compared with the cut-offs."""
@@ -49,8 +79,30 @@ class Decision:
     """Short snake_case name, counted in reports."""
 
 
-def decide(score: Score | None, policy: Policy) -> Decision:
-    """Keep, rewrite or drop; every score record has exactly one answer."""
+def decide(sample: Sample, policy: Policy) -> Decision:
+    """Keep, rewrite or drop; every sample has exactly one answer. What a label condemns is not rewritten."""
+    decision = decide_score(sample.score, policy)
+    if decision.name == "drop":
+        return decision
+    reason = label_fault(sample, policy)
+    return decision if reason is None else Decision(name="drop", reason=reason)
+
+
+def label_fault(sample: Sample, policy: Policy) -> str | None:
+    """The label that has the sample dropped; one that the policy needs and nobody measured does so too."""
+    if policy.max_loss is not None:
+        loss = sample.label("loss")
+        if loss is None or loss > policy.max_loss:
+            return "no_loss" if loss is None else "loss_high"
+    if policy.blind == "drop":
+        blind = sample.label("blind")
+        if blind != 0:
+            return "no_blind" if blind is None else "blind_answerable"
+    return None
+
+
+def decide_score(score: Score | None, policy: Policy) -> Decision:
+    """What the score alone says."""
     value = None if score is None else policy.value(score)
     if value is None:
         return Decision(name="drop", reason="no_score")

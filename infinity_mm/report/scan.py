@@ -24,6 +24,7 @@ from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage.manifest import Entry, Manifest, entries, read_object
 from infinity_mm.storage.shards import read_jsonl
+from infinity_mm.synth import cap_pass
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 
 FATES = ("kept", "rewritten", "dropped", "quarantined")
@@ -44,6 +45,8 @@ _UNITS = {
     "check": "questions",
     "styles": "questions",
     "answer": "pairs",
+    "blind": "pairs",
+    "loss": "pairs",
     "judge": "pairs",
     "decide": "pairs",
     "rewrite": "pairs",
@@ -174,7 +177,9 @@ def scan(run: Run, config: ReportConfig) -> Scan:
         best=Smallest(config.per_section),
         worst=Smallest(config.per_section),
     )
-    reader = _Reader(config.seed, config.per_section, config.text_chars, counts, sections)
+    reader = _Reader(
+        config.seed, config.per_section, config.text_chars, counts, sections, cap_pass.capped_ids(run)
+    )
     for manifest in passes:
         for entry in entries(run.run_dir, manifest):
             if f"file/{PAIRS_FILE}" in entry.objects:
@@ -245,6 +250,8 @@ class _Reader:
     text_chars: int
     counts: Counts
     sections: Sections
+    capped: frozenset[str]
+    """Pairs that pass `cap` took out again."""
 
     def journeys(self, run: Run, entry: Entry) -> None:
         """Pairs and what was set aside, grouped by image."""
@@ -277,7 +284,10 @@ class _Reader:
         """(row, fate, why) of everything a unit committed besides what goes on."""
         if (pairs := entry.objects.get(f"file/{PAIRS_FILE}")) is not None:
             for row in read_jsonl(read_object(run.run_dir, pairs)):
-                yield row, "rewritten" if row["sample"]["previous"] else "kept", {}
+                if row["id"] in self.capped:
+                    yield row, "dropped", {"stage": cap_pass.NAME, "reason": cap_pass.REASON}
+                else:
+                    yield row, "rewritten" if row["sample"]["previous"] else "kept", {}
         for kind in ("dropped", "quarantined"):
             if kind in entry.objects:
                 for row in read_jsonl(read_object(run.run_dir, entry.objects[kind])):
@@ -350,7 +360,7 @@ def page_row(
         "script": script_of(said or sample.get("question") or ""),
         "score": _round(last_score(sample)),
         "judgedNow": sample.get("score") is not None,
-        "judged": _judged(sample.get("score")),
+        "judged": _judged(sample.get("score"), sample.get("labels") or ()),
         "examples": [text(example, 300) for example in (sample.get("examples") or ())[:4]],
         "tags": [[text(t["name"], 100), round(t["score"], 3)] for t in (sample.get("tags") or ())[:12]],
         "calls": [
@@ -379,16 +389,17 @@ def conversation_text(turns: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _judged(score: Mapping[str, Any] | None) -> str:
+def _judged(score: Mapping[str, Any] | None, labels: Sequence[Mapping[str, Any]]) -> str:
+    measured = [f"{clip(label['name'], 60)} {label['value']:.3g}" for label in labels[:8]]
     if score is None:
-        return ""
+        return ", ".join(measured)
     parts = [f"written {score['overall']}" if score["overall"] is not None else "no number written"]
     if score["expected"] is not None:
         parts.append(f"expected {score['expected']:.2f}")
     if score["uncertainty"] is not None:
         parts.append(f"entropy {score['uncertainty']:.2f} nats")
     parts += [clip(flag, 60) for flag in score["flags"][:8]]
-    return ", ".join(parts)
+    return ", ".join(parts + measured)
 
 
 def _round(value: float | None) -> float | None:

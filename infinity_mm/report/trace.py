@@ -8,6 +8,7 @@ Reads one unit at a time; only the ledgers are read whole. What a run did not re
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,8 +18,8 @@ import pyarrow as pa
 
 from infinity_mm.errors import UserError, explain
 from infinity_mm.prompts import PromptSet
-from infinity_mm.quality.policy import Policy, decide
-from infinity_mm.record import Score, Tag
+from infinity_mm.quality.policy import Policy, decide_score
+from infinity_mm.record import Sample, Score, Tag
 from infinity_mm.report.lookup import (
     column,
     committed_passes,
@@ -33,6 +34,7 @@ from infinity_mm.runtime.run import Run
 from infinity_mm.storage.journal import find_entries
 from infinity_mm.storage.manifest import Entry, entries, read_object
 from infinity_mm.storage.shards import read_jsonl
+from infinity_mm.synth.ids import is_source, num_source_turns
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 from infinity_mm.taxonomy.mapping import TypeMapping
 from infinity_mm.taxonomy.plan_pass import MAPPING_FILE, PLAN_FILE
@@ -40,6 +42,7 @@ from infinity_mm.taxonomy.plan_pass import MAPPING_FILE, PLAN_FILE
 NOT_RECORDED = "not recorded"
 _MOST_MATCHES = 10
 _MOST_FAILURES = 16
+_WEIGHTS = re.compile(r"\b[0-9a-f]{32,64}\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +81,16 @@ def trace_sample(run: Run, text: str) -> dict[str, Any]:
     run_file = run_json(run)
     config = run_file.get("config", {})
     image = image_id(id_)
+    plan = [] if is_source(id_) else _plan(run, id_, sample, config)
+    calls = _calls(run, sample, config)
     return {
         "run": _run_facts(run, run_file),
         "sample": id_,
         "image": _image(run, sample, image, chain, family, config),
-        "plan": _plan(run, id_, sample, config),
+        "plan": plan,
         "made": _content(sample),
-        "calls": _calls(run, sample, config),
+        "parts": _parts(sample, family, plan, calls, config),
+        "calls": calls,
         "judgement": _judgement(sample, config),
         "lineage": [{"id": one, "fates": _plain_lines(family.lines, one)} for one in reversed(chain)],
         "detail": record.get("detail", ""),
@@ -95,27 +101,43 @@ def trace_sample(run: Run, text: str) -> dict[str, Any]:
 def trace_image(run: Run, text: str) -> dict[str, Any]:
     """Every sample of an image and where they ended; `text` is its SHA-256 or the unambiguous beginning of one."""
     sha256 = _resolve_image(run, text)
-    image = sha256[:16]
-    family = _family(run, [image])
-    sources = files_of_images(run, {image})
+    heads = _ids_with_image(run, sha256)
+    family = _family(run, heads)
+    sources = files_of_images(run, set(heads))
     known = [record["sample"] for record in family.records.values() if record["sample"]]
-    first = next((s for s in known if s["images"] and s["images"][0]["sha256"] == sha256), None)
+    first = next((s for s in known if any(image["sha256"] == sha256 for image in s["images"])), None)
     run_file = run_json(run)
     config = run_file.get("config", {})
-    ids = list(dict.fromkeys([line.id for line in family.lines if line.id.startswith(image)]))
-    ids += [id_ for id_ in family.records if id_ not in ids and id_.startswith(image)]
+    ids = {line.id for line in family.lines} | set(family.records)
+    files = [{"source": s, "key": key} for head in heads for s, key in sources.get(head, [])]
     return {
         "run": _run_facts(run, run_file),
         "sha256": sha256,
-        "image": _image(run, first, image, [image], family, config)
-        | {"files": [{"source": s, "key": key} for s, key in sources.get(image, [])] or NOT_RECORDED},
-        "plan": _plan(run, image, first, config),
+        "image": _image(run, first, heads[0], heads, family, config) | {"files": files or NOT_RECORDED},
+        "plan": _plan(run, heads[0], first, config),
         "samples": [
-            {"id": id_, **_content(_record(id_, family).get("sample"), brief=True), "end": _end(run, id_, family)}
+            {
+                "id": id_,
+                **_content(_record(id_, family).get("sample"), brief=True),
+                "end": _end(run, id_, family),
+            }
             for id_ in sorted(ids)
+            if image_id(id_) in heads
         ],
         "published": [{"id": id_, **row} for id_, row in sorted(family.published.items())],
-    }  # fmt: skip
+    }
+
+
+def _ids_with_image(run: Run, sha256: str) -> list[str]:
+    """What the run calls an image: the start of its hash; of a page, the ids of the windows that show it."""
+    manifest = run.manifest("unique")
+    found: list[str] = []
+    for entry in entries(run.run_dir, manifest) if manifest else ():
+        table = column(run, entry, "shard", ["id", "image_sha"])
+        for id_, shas in zip(table["id"].to_pylist(), table["image_sha"].to_pylist()):
+            if sha256 in shas:
+                found.append(id_)
+    return found or [sha256[:16]]
 
 
 def _run_facts(run: Run, run_file: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +148,45 @@ def _run_facts(run: Run, run_file: Mapping[str, Any]) -> dict[str, Any]:
         "versions": run_file.get("versions", NOT_RECORDED),
         "passes": [manifest.pass_name for manifest in committed_passes(run)],
     }
+
+
+def _parts(
+    sample: Mapping[str, Any] | None,
+    family: _Family,
+    plan: list[dict[str, Any]] | str,
+    calls: list[dict[str, Any]] | str,
+    config: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """What a conversation was merged from, in order: each pair with its type, calls, scores and rewrites."""
+    if sample is None or not sample.get("turns") or is_source(sample["id"]):
+        return []
+    parts: list[dict[str, Any]] = []
+    for id_ in sample["parents"]:
+        if is_source(id_):
+            turns = num_source_turns(Sample.from_json(json.dumps(sample)))
+            parts.append({"id": id_, "from": "source", "turns": turns})
+            continue
+        pair = _record(id_, family).get("sample")
+        number = id_.partition(".")[2].partition(".")[0]
+        why = (
+            [question for question in plan if question["question"] == number]
+            if isinstance(plan, list)
+            else []
+        )
+        keys = {call["key"] for call in pair["calls"]} if pair else set()
+        parts.append(
+            {
+                "id": id_,
+                "from": "synthesis",
+                "plan": why or NOT_RECORDED,
+                "made": _content(pair),
+                "judgement": _judgement(pair, config),
+                "calls": [call for call in calls if call["key"] in keys]
+                if isinstance(calls, list)
+                else calls,
+            }
+        )
+    return parts
 
 
 def _resolve_id(run: Run, text: str) -> str:
@@ -268,10 +329,23 @@ def _record(id_: str, family: _Family) -> Mapping[str, Any]:
     """Its own record; of a question that went on, which has none, what its pairs carry on of it."""
     if id_ in family.records:
         return family.records[id_]
+    if is_source(id_):  # it is the image's own record, with the conversation that came with it
+        return (
+            {"sample": {**record["sample"], "id": id_}}
+            if (record := family.records.get(image_id(id_)))
+            else {}
+        )
     for child, record in sorted(family.records.items()):
         if ".q" in id_ and child.startswith(f"{id_}.") and record["sample"]:
             calls = [call for call in record["sample"]["calls"] if call["stage"] in ("ask", "check")]
-            own = {"answer": None, "style": None, "score": None, "previous": [], "decision": None}
+            own = {
+                "answer": None,
+                "style": None,
+                "score": None,
+                "previous": [],
+                "labels": [],
+                "decision": None,
+            }
             return {"sample": {**record["sample"], **own, "calls": calls}, "detail": ""}
     return {}
 
@@ -302,8 +376,14 @@ def _image(
     return facts | {
         "images": [{k: v for k, v in ref.items() if v is not None} for ref in sample["images"]],
         "tags": tags if tags is not None else NOT_RECORDED,
-        "tagger": config.get("tagger", NOT_RECORDED),
+        "tagger": "came with the image" if _tags_came(family) else config.get("tagger", NOT_RECORDED),
     }
+
+
+def _tags_came(family: _Family) -> bool:
+    """Whether the source had tags: then no tagger was asked."""
+    records = [one for one in family.records.values() if one["pass"] == "read" and one["sample"]]
+    return any(one["sample"]["tags"] is not None for one in records)
 
 
 def _plan(
@@ -396,7 +476,8 @@ def _calls(
     return [
         {
             **call,
-            "settings": _settings(call["stage"], config),
+            "settings": (settings := _settings(call["stage"], config)),
+            "revision": _revision(call["model"], settings["engine"]),
             "prompt_text": prompts.get(call["prompt"].rpartition("/")[2], "not recorded: only its name and hash are"),
             "reply": said.get(call["key"], NOT_RECORDED),
             "failures": [
@@ -411,7 +492,9 @@ def _calls(
 def _settings(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """From run.json: what the stage was configured with, and the engine that it asked."""
     stage, _, step = label.partition(".")
-    role = "judge" if "judge" in (stage, step) else "teacher"
+    role = "judge" if "judge" in (stage, step) else "scorer" if stage == "loss" else "teacher"
+    if stage == "blind":
+        role = (config.get("blind") or {}).get("role", "teacher")
     engines = config.get("engines") or {}
     engine = engines.get(role) or engines.get("teacher") or {}
     return {
@@ -419,6 +502,14 @@ def _settings(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "role": role,
         "engine": {name: value for name, value in engine.items() if value is not None},
     }
+
+
+def _revision(model: str, engine: Mapping[str, Any]) -> str:
+    """What pins the weights: the configured revision, or their hash in the fingerprint; `unpinned` if neither does."""
+    if engine.get("revision"):
+        return str(engine["revision"])
+    found = _WEIGHTS.search(model)
+    return f"weights {found[0]}" if found else "unpinned"
 
 
 def _prompt_texts(config: Mapping[str, Any]) -> dict[str, str]:
@@ -445,12 +536,13 @@ def _judgement(sample: Mapping[str, Any] | None, config: Mapping[str, Any]) -> d
         if score is None:
             step["policy"] = "not judged"
         elif policy is not None:
-            decision = decide(score, policy)
+            decision = decide_score(score, policy)
             step["policy"] = f"{decision.name} ({decision.reason}): {_cut_offs(policy, score)}"
         steps.append(step)
     return {
         "answers": steps,
         "decision": sample.get("decision"),
+        "labels": {label["name"]: label["value"] for label in sample["labels"]},
         "policy": settings or NOT_RECORDED,
         "rewritten": bool(sample["previous"]),
     }

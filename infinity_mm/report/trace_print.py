@@ -26,12 +26,17 @@ def print_sample(trace: Mapping[str, Any], console: Console) -> None:
     if trace["detail"]:
         _line(console, "detail", trace["detail"])
     _image(trace["image"], console)
-    _plan(trace["plan"], console)
+    if not trace["parts"]:
+        _plan(trace["plan"], console)
     _title(console, "What it says")
     for name, value in trace["made"].items():
         _line(console, name.replace("_", " "), value)
-    _judgement(trace["judgement"], console)
-    _calls(trace["calls"], console)
+    if trace["parts"]:
+        for part in trace["parts"]:
+            _part(part, console)
+    else:
+        _judgement(trace["judgement"], console)
+        _calls(trace["calls"], console)
     _title(console, "Fates, from the file to the end")
     for step in trace["lineage"]:
         for fate in step["fates"]:
@@ -92,6 +97,8 @@ def _image(image: Mapping[str, Any], console: Console) -> None:
         _line(console, "sha256", ref["sha256"])
         _line(console, "source", ref["source"])
         _line(console, "licence", ref["licence"])
+        if "page" in ref:
+            _line(console, "page", f"{ref['page']}, counted from 0")
         _line(console, "size", f"{ref['width']} x {ref['height']} px")
         _line(console, "bytes at", ref["uri"])
     for name in ("uri", "licence", "sha256"):
@@ -103,6 +110,8 @@ def _image(image: Mapping[str, Any], console: Console) -> None:
         _line(console, "tags", told_ or "none above the tagger's threshold")
     if isinstance(image.get("tagger"), Mapping):
         _line(console, "tagged by", f"{image['tagger'].get('model')}, {_json(image['tagger'])}")
+    elif "tagger" in image:
+        _line(console, "tagged by", image["tagger"])
 
 
 def _plan(plan: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
@@ -122,6 +131,24 @@ def _plan(plan: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
         _line(console, "examples", " | ".join(question["examples"]))
 
 
+def _part(part: Mapping[str, Any], console: Console) -> None:
+    """A pair of a conversation, or what came with the image."""
+    if part["from"] == "source":
+        _title(console, f"{part['id']}: came with the image")
+        _line(
+            console,
+            "turns",
+            f"the first {part['turns']}, as the source has them; no model made or judged them",
+        )
+        return
+    _title(console, f"{part['id']}: made")
+    for name, value in part["made"].items():
+        _line(console, name.replace("_", " "), value)
+    _plan(part["plan"], console)
+    _judgement(part["judgement"], console)
+    _calls(part["calls"], console)
+
+
 def _judgement(judgement: Mapping[str, Any] | str, console: Console) -> None:
     _title(console, "Scores and rewriting")
     if isinstance(judgement, str):
@@ -134,6 +161,8 @@ def _judgement(judgement: Mapping[str, Any] | str, console: Console) -> None:
         if step["score"]:
             known = {k: v for k, v in step["score"].items() if v not in (None, (), [])}
             _line(console, "", ", ".join(f"{name} {value}" for name, value in known.items()))
+    if judgement["labels"]:
+        _line(console, "labels", ", ".join(f"{name} {v:.3g}" for name, v in judgement["labels"].items()))
     _line(console, "decision", judgement["decision"] or "none")
 
 
@@ -143,13 +172,20 @@ def _calls(calls: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
         _line(console, "calls", calls if isinstance(calls, str) else "none")
         return
     for call in calls:
-        _line(console, call["stage"], f"{call['settings']['role']}, {call['model']}")
-        _line(console, "  prompt", call["prompt"])
+        _line(
+            console,
+            call["stage"],
+            f"{call['settings']['role']}, {call['model']}, revision {call['revision']}",
+        )
+        _line(console, "  prompt", f"{call['prompt']}: {call['prompt_text']!r}")
         _line(console, "  sampling", f"temperature {call['temperature']:g}, seed {call['seed']}")
         _line(console, "  settings", _json(call["settings"]["stage"]))
         reply = call["reply"]
         if isinstance(reply, str):
             _line(console, "  reply", reply)
+        elif "mean_logprob" in reply:
+            tokens = f"mean over {reply['num_tokens']} tokens, after {reply['prompt_tokens']} tokens"
+            _line(console, "  likelihood", f"{reply['mean_logprob']:.3f} nats ({tokens})")
         else:
             tokens = f"{reply.get('prompt_tokens', 0)} + {reply.get('completion_tokens', 0)} tokens"
             _line(console, "  reply", f"{reply.get('text', '')!r} ({reply.get('finish_reason')}, {tokens})")

@@ -31,7 +31,8 @@ class RunImages:
             urls.insert(0, image.uri)
         for url in urls:
             try:
-                data = files.read(url)
+                whole, span = files.split_span(url)
+                data = files.read(url) if span is None else files.read_span(whole, *span)
             except OSError as error:
                 if not isinstance(error, FileNotFoundError):
                     problem = BadImage("unreadable_image", f"{url}: {error}")

@@ -9,26 +9,24 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from infinity_mm.errors import explain
-from infinity_mm.sources.base import SourceItem, read_uri
+from infinity_mm.sources.base import Content, FromTheWorld, Picture, SourceItem, read_uri
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FileListSource:
+class FileListSource(FromTheWorld):
     """The files that a text file names: one JSON string with an absolute path on each line."""
 
     name: str
     path: str
     """The text file."""
     licence: str = "unknown"
-    max_bytes: int = 256 << 20
-    """Larger files are not read."""
 
     def items(self) -> Iterator[SourceItem]:
         """One item per path, sorted; a path that is there twice is one item. The suffix does not matter."""
@@ -37,20 +35,15 @@ class FileListSource:
             yield SourceItem(
                 key=file,
                 source=self.name,
-                licence=self.licence,
                 uri=None if problem else file,
                 problem=problem,
                 detail=detail,
             )
 
-    def read(self, item: SourceItem) -> bytes:
+    def read(self, item: SourceItem) -> Content:
         """The file's bytes."""
         assert item.uri is not None
-        return read_uri(item.uri, max_bytes=self.max_bytes)
-
-    def truth(self, item: SourceItem) -> Mapping[str, Any] | None:
-        """Nothing is known about real images."""
-        return None
+        return Content(pictures=(Picture(data=read_uri(item.uri), uri=item.uri),), licence=self.licence)
 
 
 def read_list(path: str) -> list[str]:

@@ -7,15 +7,18 @@ root --walk, sorted--> regular files with an image suffix or none --> items
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, final
+from typing import final
+
+from fsspec.utils import glob_translate
 
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
-from infinity_mm.sources.base import SourceItem, read_uri
+from infinity_mm.sources.base import Content, FromTheWorld, Picture, SourceItem, read_uri
 from infinity_mm.storage.files import open_fs
 
 IMAGE_SUFFIXES = frozenset(
@@ -30,37 +33,39 @@ IMAGE_SUFFIXES = frozenset(
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FolderSource:
+class FolderSource(FromTheWorld):
     """Images below one folder, local or behind an fsspec URL."""
 
     name: str
     root: str
     """Absolute path or URL."""
+    pattern: str | None = None
+    """Which relative paths are taken, as in `**/*.jpg`; what does not match is no item. None: all."""
     licence: str = "unknown"
-    max_bytes: int = 256 << 20
-    """Larger files are not read."""
+
+    @property
+    def threads(self) -> int:
+        """An object store answers slowly, and many at once."""
+        return 1 if os.path.isabs(self.root) else 16
 
     def items(self) -> Iterator[SourceItem]:
         """Everything below the root, sorted by relative path."""
         found = _walk_local(self.root) if os.path.isabs(self.root) else _walk_remote(self.root)
+        matches = re.compile(glob_translate(self.pattern or "**")).match
         for entry in sorted(found, key=lambda entry: entry.key):
-            yield SourceItem(
-                key=entry.key,
-                source=self.name,
-                licence=self.licence,
-                uri=None if entry.problem else entry.uri,
-                problem=entry.problem,
-                detail=entry.detail,
-            )
+            if matches(entry.key):
+                yield SourceItem(
+                    key=entry.key,
+                    source=self.name,
+                    uri=None if entry.problem else entry.uri,
+                    problem=entry.problem,
+                    detail=entry.detail,
+                )
 
-    def read(self, item: SourceItem) -> bytes:
+    def read(self, item: SourceItem) -> Content:
         """The file's bytes."""
         assert item.uri is not None
-        return read_uri(item.uri, max_bytes=self.max_bytes)
-
-    def truth(self, item: SourceItem) -> Mapping[str, Any] | None:
-        """Nothing is known about real images."""
-        return None
+        return Content(pictures=(Picture(data=read_uri(item.uri), uri=item.uri),), licence=self.licence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
 from infinity_mm.dedup.images import phash
-from infinity_mm.errors import explain
+from infinity_mm.errors import UserError, explain
 from infinity_mm.record import (
     Dropped,
     Emitted,
@@ -29,8 +30,9 @@ from infinity_mm.record import (
     settle,
 )
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
-from infinity_mm.sources.base import Source, SourceItem
+from infinity_mm.sources.base import Picture, Source, SourceItem
 from infinity_mm.sources.config import SourceConfig, open_sources
+from infinity_mm.sources.json_rows import BadRow
 from infinity_mm.vision.images import MAX_PIXELS, BadImage, decode_image
 
 if TYPE_CHECKING:
@@ -106,7 +108,6 @@ class ReadPass:
 class _ReadWorker:
     def __init__(self, pass_: ReadPass, run: Run) -> None:
         self._pass, self._run = pass_, run
-        self._sources = open_sources(pass_.config.sources)
 
     async def run(self, unit: Unit) -> UnitResult:
         """Decode in a thread, so that a worker with several units open keeps them all moving."""
@@ -116,11 +117,12 @@ class _ReadWorker:
         outcomes: list[Outcome] = []
         rows: list[dict[str, Any]] = []
         truths: dict[str, Mapping[str, Any]] = {}
-        for item in items:
-            outcome, detail = read_item(self._sources[item.source], item, self._pass, self._run)
+        # Opened for each unit: units are worked in threads of their own, and readers keep their place in a file.
+        sources = open_sources(self._pass.config.sources)
+        for item, (outcome, detail) in zip(items, self._read(sources, items), strict=True):
             outcomes.append(outcome)
             if isinstance(outcome, Emitted):
-                truth = self._sources[item.source].truth(item)
+                truth = sources[item.source].truth(item)
                 if truth is not None:
                     truths[outcome.sample.images[0].sha256] = truth
             else:
@@ -137,6 +139,16 @@ class _ReadWorker:
             files=_files(items, truths),
         )
 
+    def _read(
+        self, sources: Mapping[str, Source], items: Sequence[SourceItem]
+    ) -> Iterator[tuple[Outcome, str]]:
+        """Outcomes in the order of items; sources whose reading is waiting are read by several threads."""
+        threads = min(sources[name].threads for name in {item.source for item in items})
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(
+                lambda item: read_item(sources[item.source], item, self._pass, self._run), items
+            )
+
 
 def read_item(source: Source, item: SourceItem, pass_: ReadPass, run: Run) -> tuple[Outcome, str]:
     """The outcome of one item, with a detail for a person; nothing that one image does stops the others."""
@@ -144,31 +156,45 @@ def read_item(source: Source, item: SourceItem, pass_: ReadPass, run: Run) -> tu
         return Dropped(id=item.id, stage=pass_.name, reason=item.problem), item.detail
     try:
         return Emitted(sample=_sample(source, item, pass_.config, run)), ""
-    except BadImage as bad:
+    except (BadImage, BadRow) as bad:
         return Dropped(id=item.id, stage=pass_.name, reason=bad.reason), bad.detail
+    except UserError:
+        raise  # a package that is missing, a column that is not there: the same for every item
     except Exception as error:
         kind = type(error).__name__
         return Quarantined(id=item.id, stage=pass_.name, reason=kind, error=f"{kind}: {error}"), ""
 
 
 def _sample(source: Source, item: SourceItem, config: ReadConfig, run: Run) -> Sample:
-    data = source.read(item)
-    picture = decode_image(data, max_pixels=config.max_pixels)
-    width, height = picture.size
+    content = source.read(item)
+    origin = item.source if content.origin is None else f"{item.source}/{content.origin}"
+    # All are looked at before the first is stored: a sample with one bad page leaves nothing behind.
+    looked = [(picture, *_look(picture, config)) for picture in content.pictures]
+    images = tuple(
+        ImageRef(
+            sha256=hashlib.sha256(picture.data).hexdigest(),
+            uri=picture.uri if picture.uri is not None else run.store_image(picture.data),
+            width=width,
+            height=height,
+            source=origin,
+            licence=content.licence,
+            page=picture.page,
+            phash=hashed,
+        )
+        for picture, (width, height), hashed in looked
+    )
+    return Sample(id=item.id, images=images, turns=content.turns, tags=content.tags)
+
+
+def _look(picture: Picture, config: ReadConfig) -> tuple[tuple[int, int], str]:
+    """Size and perceptual hash; raises `BadImage` for what is not taken in."""
+    decoded = decode_image(picture.data, max_pixels=config.max_pixels)
+    width, height = decoded.size
     if max(width, height) > config.max_aspect * min(width, height):
         raise BadImage("extreme_aspect", f"{width}x{height} px, limit {config.max_aspect:g} to 1")
     if min(width, height) < config.min_side_px:
         raise BadImage("too_small", f"{width}x{height} px, each side needs {config.min_side_px}")
-    image = ImageRef(
-        sha256=hashlib.sha256(data).hexdigest(),
-        uri=item.uri if item.uri is not None else run.store_image(data),
-        width=width,
-        height=height,
-        source=item.source,
-        licence=item.licence,
-        phash=phash(picture),
-    )
-    return Sample(id=item.id, images=(image,), turns=item.turns)
+    return (width, height), phash(decoded)
 
 
 def _row(outcome: Outcome, item: SourceItem, detail: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pass `unique`: one sample per distinct image, named by its content.
 
 samples of `read`, in order --driver: first of each hash wins--> per unit: who is merged into whom
-winner --> new sample, id = start of the image hash, with the conversations of all its copies
+winner --> new sample, id = start of the image hash, with conversations and tags of all its copies
 copy   --> merged into it, wherever that one lies
 """
 
@@ -38,17 +38,17 @@ class UniquePass:
         """One unit per unit of `read`; copies, and what they add to a winner, come with the payload."""
         manifest = run.manifest(self.after)
         assert manifest is not None, f"pass {self.name} runs after {self.after}"
-        winner: dict[str, tuple[str, str]] = {}
+        winner: dict[tuple[str, ...], tuple[str, str]] = {}
         copies: dict[str, dict[str, str]] = {unit: {} for unit in manifest.units}
         added: dict[str, dict[str, list[str]]] = {unit: {} for unit in manifest.units}
         for unit in manifest.units:
             for sample in _in_order(run, self.after, unit):
-                sha256 = sample.images[0].sha256
-                home, id_ = winner.setdefault(sha256, (unit, sample.id))
+                shas = tuple(image.sha256 for image in sample.images)
+                home, id_ = winner.setdefault(shas, (unit, sample.id))
                 if id_ != sample.id:
                     copies[unit][sample.id] = content_id(sample)
-                    conversation = [sample.to_json()] if sample.turns else []
-                    added[home].setdefault(id_, []).extend(conversation)
+                    brings = [sample.to_json()] if sample.turns or sample.tags is not None else []
+                    added[home].setdefault(id_, []).extend(brings)
         return [
             Unit(id=unit, payload={"copies": copies[unit], "added": added[unit]}) for unit in manifest.units
         ]
@@ -101,8 +101,12 @@ class _UniqueWorker:
 
 
 def content_id(sample: Sample) -> str:
-    """16 hex digits of the image's hash: the same picture has the same id in every run and from every source."""
-    return sample.images[0].sha256[:16]
+    """16 hex digits of the image's hash: the same picture has the same id in every run and from every source.
+
+    Of several images the digits stand for all of them in their order.
+    """
+    shas = [image.sha256 for image in sample.images]
+    return shas[0][:16] if len(shas) == 1 else digest("images", *shas)[:16]
 
 
 def _by_content(sample: Sample, copies: Iterable[Sample]) -> Sample:
@@ -111,6 +115,7 @@ def _by_content(sample: Sample, copies: Iterable[Sample]) -> Sample:
         id=content_id(sample),
         parents=(sample.id,),
         turns=join_conversations([sample.turns, *(copy.turns for copy in copies)]),
+        tags=next((one.tags for one in (sample, *copies) if one.tags is not None), None),
     )
 
 

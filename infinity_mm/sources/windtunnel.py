@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from infinity_mm.sources.base import SourceItem
+from infinity_mm.sources.base import Content, Picture, SourceItem
 from infinity_mm.windtunnel import world
 from infinity_mm.windtunnel.scene import Scene
 
@@ -26,15 +26,16 @@ class WindTunnelSource:
     num_images: int
     split: Literal["train", "held_out"]
     licence: str = "CC0-1.0"
+    threads = 1
 
     def items(self) -> Iterator[SourceItem]:
         """One item per scene; nothing is drawn yet."""
         for index in range(self.num_images):
-            yield SourceItem(key=f"{index:09d}", source=self.name, licence=self.licence)
+            yield SourceItem(key=f"{index:09d}", source=self.name)
 
-    def read(self, item: SourceItem) -> bytes:
+    def read(self, item: SourceItem) -> Content:
         """Draw the scene."""
-        return world.png_bytes(self.scene(item))
+        return Content(pictures=(Picture(data=world.png_bytes(self.scene(item))),), licence=self.licence)
 
     def truth(self, item: SourceItem) -> Mapping[str, Any] | None:
         """The scene graph."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import time
@@ -38,7 +39,9 @@ _S3_ATTEMPTS = 10
 """Tries of one request on a 5xx, a throttling answer or a broken connection, with pauses of botocore's `standard` mode
 (random, up to 1, 2, 4, ... 20 s): about a minute in all."""
 _CONFLICT_TRIES = 20
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_EXTRAS = {"s3": ("s3", "s3fs"), "s3a": ("s3", "s3fs"), "hf": ("publish", "huggingface_hub")}
+"""Protocol -> (extra, package)."""
+_SPAN = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})\Z")
 
 
 def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
@@ -54,7 +57,8 @@ def open_fs(url: str) -> tuple[AbstractFileSystem, str]:
         fs, path = fsspec.url_to_fs(url)
     except ImportError as error:
         if protocol in _EXTRAS:
-            raise need("s3fs", extra=_EXTRAS[protocol], purpose=f"a {protocol}:// URL") from error
+            extra, package = _EXTRAS[protocol]
+            raise need(package, extra=extra, purpose=f"a {protocol}:// URL") from error
         raise explain(
             what=f"{protocol}:// URLs: {error}", where=url, fix="install the named package"
         ) from error
@@ -91,6 +95,31 @@ def read(url: str, *, start: int = 0) -> bytes:
     # One request instead of two: by default s3fs asks for the size first, to read large objects in parts.
     one = {"max_concurrency": 1} if "s3" in fs.protocol else {}
     return cast(bytes, fs.cat_file(path, **one))
+
+
+def span_url(url: str, start: int, stop: int) -> str:
+    """Names a part of a file: a member of a tar, where it lies."""
+    return f"{url}#bytes={start}-{stop}"
+
+
+def split_span(url: str) -> tuple[str, tuple[int, int] | None]:
+    """The inverse of `span_url`; None for a whole file."""
+    found = _SPAN.search(url)
+    return (url, None) if found is None else (url[: found.start()], (int(found[1]), int(found[2])))
+
+
+def read_span(url: str, start: int, stop: int) -> bytes:
+    """Return the bytes from `start` up to `stop`; raises `OSError` if the file ends before."""
+    if os.path.isabs(url):
+        with open(url, "rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+    else:
+        fs, path = open_fs(url)
+        data = cast(bytes, fs.cat_file(path, start=start, end=stop))
+    if len(data) != stop - start:
+        raise OSError(errno.EIO, f"{len(data)} bytes from {start} on, expected {stop - start}")
+    return data
 
 
 def exists(url: str) -> bool:

@@ -13,6 +13,7 @@ from infinity_mm.runtime.executors import ExecutorConfig
 from infinity_mm.runtime.passes import Pass
 from infinity_mm.sources.read_pass import ReadConfig, ReadPass
 from infinity_mm.sources.unique_pass import UniquePass
+from infinity_mm.synth.cap_pass import CapPass
 from infinity_mm.synth.dedup_pass import DedupConfig, DedupPass
 from infinity_mm.synth.journey_pass import JourneyPass
 from infinity_mm.synth.publish_pass import PublishConfig, PublishPass
@@ -30,6 +31,8 @@ class EnginesConfig:
     """Asks, checks, answers and rewrites."""
     judge: EngineConfig | None = None
     """Scores; null: the teacher, as in Infinity-MM. Another model family does not prefer its own words."""
+    scorer: EngineConfig | None = None
+    """Gives the likelihood of answers, for the stage `loss`; a model of another family than the teacher's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,12 @@ class SynthConfig(JourneyConfig):
                 where="policy.rewrite_at, stages (configuration)",
                 fix="set policy.rewrite_at to null, or put `rewrite` after `decide`",
             )
+        if "loss" in self.stages and self.engines.scorer is None:
+            raise explain(
+                what="stage `loss` needs a model that scores, and there is none",
+                where="engines.scorer (configuration)",
+                fix="configure engines.scorer with a model of another family than the teacher's",
+            )
 
     @property
     def journeys(self) -> JourneyConfig:
@@ -65,7 +74,8 @@ class SynthConfig(JourneyConfig):
 
     def passes(self) -> list[Pass]:
         """In order; each reads what the one before committed."""
-        judge = self.engines.judge
+        judge, scorer = self.engines.judge, self.engines.scorer
+        cap = [CapPass(max_blind_share=self.policy.max_blind_share)] if self.policy.blind == "cap" else []
         return [
             ReadPass(config=self.read),
             UniquePass(),
@@ -75,8 +85,11 @@ class SynthConfig(JourneyConfig):
                 config=self.journeys,
                 teacher=self.engines.teacher.spec(),
                 judge=None if judge is None else judge.spec(),
+                scorer=None if scorer is None else scorer.spec(),
                 tree=self.plan.tree,
+                images_per_sample=max((s.images_per_sample for s in self.read.sources), default=1),
             ),
-            DedupPass(config=self.dedup),
+            *cap,
+            DedupPass(config=self.dedup, after=cap[0].name if cap else "journeys"),
             PublishPass(config=self.publish),
         ]

@@ -1,6 +1,6 @@
-"""Decide: the policy applied to the score record.
+"""Decide: the policy applied to score record and labels.
 
-score --quality.policy--> keep | rewrite, both go on | dropped as `score_low`
+score, labels --quality.policy--> keep | rewrite, both go on | dropped as `score_low`, `loss_high`, ...
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ class Decide:
         return [self._decide(sample) for sample in samples]
 
     def _decide(self, sample: Sample) -> Outcome:
-        decision = decide(sample.score, self._policy)
+        decision = decide(sample, self._policy)
         decided = replace(sample, decision=decision.name)
         return drop(decided, self.name, decision.reason) if decision.name == "drop" else keep(decided)

@@ -125,7 +125,7 @@ def find_repeats(samples: Iterable[Sample], config: DedupConfig) -> dict[str, st
 
 def pairs_of(sample: Sample) -> Counter[tuple[str, str]]:
     """The (user text, normalised answer) pairs of a conversation."""
-    texts = [turn.text for turn in sample.turns]
+    texts = [turn.text for turn in sample.turns if turn.role != "system"]
     return Counter((user, normalise(answer)) for user, answer in zip(texts[0::2], texts[1::2], strict=True))
 
 

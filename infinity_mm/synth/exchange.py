@@ -52,6 +52,7 @@ class Prompt:
 Write = Callable[[Sample], Prompt]
 Read = Callable[[Sample, Reply], Outcome]
 Room = Callable[[Sample], int]
+Unsaid = Callable[[Sample, Failure], Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Exchange:
     """Number of the try; each has its own seed."""
     step: str = ""
     """Which call it is, for a stage that makes several: part of its provenance and seeds."""
+    without_images: bool = False
+    """Leaves the images out. The question alone is asked then, so pairs with one parent get one seed and one reply."""
 
     async def run(
         self,
@@ -76,10 +79,12 @@ class Exchange:
         write: Write,
         read: Read,
         room: Room | None = None,
+        unsaid: Unsaid | None = None,
     ) -> list[Outcome]:
         """One outcome per sample, in order; a record in it has this call's provenance.
 
-        `room`: tokens for one sample, where they differ; `max_new_tokens` otherwise.
+        `room`: tokens for one sample, where they differ; `max_new_tokens` otherwise. `unsaid`: what it means that the
+        model answered nothing of use, where that is an answer too; such samples are quarantined otherwise.
         """
         engine = context.engines[self.role]
         asked: list[tuple[int, Prompt, Request]] = []
@@ -103,7 +108,7 @@ class Exchange:
                 temperature=request.temperature,
                 seed=request.seed,
             )
-            outcomes[place] = self._outcome(samples[place], answer, call, read)
+            outcomes[place] = _with_call(self._read(samples[place], answer, read, unsaid), call)
         return [outcomes[place] for place in range(len(samples))]
 
     @property
@@ -111,22 +116,23 @@ class Exchange:
         return f"{self.stage}.{self.step}" if self.step else self.stage
 
     def _request(self, sample: Sample, prompt: Prompt, context: Context, tokens: int) -> Request:
+        shown = replace(sample, images=()) if self.without_images else sample
+        drawn_for = sample.parents[0] if self.without_images and sample.parents else sample.id
         return Request(
             turns=turns_for(
-                sample, context.prompts.render(prompt.name, **prompt.fields), context.prompts.system
+                shown, context.prompts.render(prompt.name, **prompt.fields), context.prompts.system
             ),
-            images=sample.images,
+            images=shown.images,
             max_new_tokens=tokens,
             temperature=self.temperature,
-            seed=seed_for(context.seed, self._label, sample.id, self.draw),
+            seed=seed_for(context.seed, self._label, drawn_for, self.draw),
             draw=self.draw,
             choices=self.choices,
         )
 
-    def _outcome(self, sample: Sample, answer: Reply | Failure, call: Call, read: Read) -> Outcome:
-        return _with_call(self._read(sample, answer, read), call)
-
-    def _read(self, sample: Sample, answer: Reply | Failure, read: Read) -> Outcome:
+    def _read(self, sample: Sample, answer: Reply | Failure, read: Read, unsaid: Unsaid | None) -> Outcome:
+        if isinstance(answer, Failure) and answer.is_said and unsaid is not None:
+            return unsaid(sample, answer)
         if isinstance(answer, Failure):
             return Quarantined(
                 id=sample.id,

@@ -2,6 +2,7 @@
 
 image --spread--> questions --ask--distinct--check--styles--answer--judge--decide--rewrite--merge--> conversations
                                 \\-------- settle: one fate per sample and stage --------/
+        \\--the conversation it came with, which no model is asked about--------------merge--/
 """
 
 from __future__ import annotations
@@ -10,14 +11,25 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, TypeVar, final
 
-from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+)
 from infinity_mm.errors import UserError
 from infinity_mm.record import Dropped, Emitted, Fate, Merged, Outcome, Quarantined, Sample, settle
 from infinity_mm.synth.exchange import quarantine
+from infinity_mm.synth.ids import is_source
 from infinity_mm.synth.spread import STAGE, spread
 from infinity_mm.synth.stage import Context, Stage
+
+A = TypeVar("A", bound=Reply | Likelihood | Failure)
 
 
 @dataclass(kw_only=True)
@@ -45,10 +57,14 @@ async def travel(
     same for every image (`UserError`) and broken accounts (`ConservationError`) end the run.
     """
     journey = Journey()
-    alive = _enter(journey, STAGE, [image], spread(image, planned))
+    children = _enter(journey, STAGE, [image], spread(image, planned))
+    waiting = [sample for sample in children if is_source(sample.id)]
+    alive = [sample for sample in children if not is_source(sample.id)]
     for stage in stages:
+        if "turns" in stage.writes:  # this stage makes conversations
+            waiting, alive = [], [*waiting, *alive]
         if not alive:
-            break
+            continue
         start = time.monotonic()
         try:
             outcomes = await stage.run(alive, _metered(context, stage, journey.metrics))
@@ -68,7 +84,7 @@ def _enter(
     """Settle one stage, write its outcomes into the journey, and return the samples that go on."""
     journey.fates += settle(stage, [sample.id for sample in given], outcomes)
     merged = {outcome.id for outcome in outcomes if isinstance(outcome, Merged)}
-    journey.pairs += [sample for sample in given if sample.id in merged]
+    journey.pairs += [sample for sample in given if sample.id in merged and not is_source(sample.id)]
     journey.dropped += [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
     journey.quarantined += [outcome for outcome in outcomes if isinstance(outcome, Quarantined)]
     return [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
@@ -100,8 +116,14 @@ class Metered:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         """The inner engine's answers."""
-        answers = await self._engine.generate(requests)
-        self._metrics[f"calls.{self._stage}"] += len(requests)
+        return self._counted(await self._engine.generate(requests))
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """The same for likelihoods; the tokens of a scored text were given, so they count as prompt."""
+        return self._counted(await self._engine.score(scorings))
+
+    def _counted(self, answers: list[A]) -> list[A]:
+        self._metrics[f"calls.{self._stage}"] += len(answers)
         for answer in answers:
             if isinstance(answer, Failure):
                 self._metrics[f"failed_calls.{self._stage}"] += 1
@@ -109,7 +131,9 @@ class Metered:
                     self._metrics["outages"] += 1
                     self._metrics[f"outages.{answer.reason}"] += 1
             else:
+                told = answer.num_tokens if isinstance(answer, Likelihood) else 0
+                said = 0 if isinstance(answer, Likelihood) else answer.completion_tokens
                 self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
-                self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens
-                self._metrics[f"completion_tokens.{self._stage}"] += answer.completion_tokens
+                self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens + told
+                self._metrics[f"completion_tokens.{self._stage}"] += said
         return answers

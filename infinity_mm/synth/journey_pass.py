@@ -22,7 +22,7 @@ from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Dropped, Quarantined, Sample, canonical_json, digest
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
-from infinity_mm.storage.shards import jsonl_bytes
+from infinity_mm.storage.shards import jsonl_bytes, read_jsonl
 from infinity_mm.synth.journey import Journey, travel
 from infinity_mm.synth.stage import Context, Stage, check_engines
 from infinity_mm.synth.stages import JourneyConfig, build_stages
@@ -49,6 +49,10 @@ class JourneyPass:
     teacher: EngineSpec
     judge: EngineSpec | None = None
     """None: the teacher judges its own answers."""
+    scorer: EngineSpec | None = None
+    """Gives likelihoods; needed by the stage `loss` alone."""
+    images_per_sample: int = 1
+    """Most images that one sample has; the engines must take as many in one request."""
     tree: str
     """Instruction tree the plan was made with: definitions of types and the styles that suit them."""
     after: str = "plan"
@@ -64,7 +68,7 @@ class JourneyPass:
             canonical_json(config),
             PromptSet.load(self.config.prompts).fingerprint,
             Tree.load(self.tree).fingerprint,
-            canonical_json([to_plain(self.teacher), to_plain(self.judge or self.teacher)]),
+            canonical_json([[role, to_plain(spec)] for role, spec in self._specs().items()]),
         )
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -88,16 +92,20 @@ class JourneyPass:
         stages = build_stages(self.config, Tree.load(self.tree), prompts)
         async with AsyncExitStack() as stack:
             engines = await self._engines(run, stack)
-            check_engines(stages, engines)
+            check_engines(stages, engines, images=self.images_per_sample)
             context = Context(engines=engines, prompts=prompts, seed=self.config.seed)
             yield _JourneyWorker(self, run, stages, context)
+
+    def _specs(self) -> dict[str, EngineSpec]:
+        specs = {"teacher": self.teacher, "judge": self.judge or self.teacher}
+        return specs if self.scorer is None else specs | {"scorer": self.scorer}
 
     async def _engines(self, run: Run, stack: AsyncExitStack) -> dict[str, Engine]:
         """By role; two roles with the same specification share one engine, and so its prefix cache."""
         journal = run.journal(self.name)
         opened: dict[str, Engine] = {}
         roles: dict[str, Engine] = {}
-        for role, spec in (("teacher", self.teacher), ("judge", self.judge or self.teacher)):
+        for role, spec in self._specs().items():
             key = canonical_json([type(spec).__name__, to_plain(spec)])
             if key not in opened:
                 engine = await stack.enter_async_context(spec.open(run.images))
@@ -183,6 +191,12 @@ def check_outages(metrics: Mapping[str, float], max_failed_share: float) -> None
             where="engines (configuration)",
             fix="look after the server and run the same command again, or raise max_failed_share to set them aside",
         )
+
+
+def read_pairs(run: Run, pass_name: str, unit: str) -> list[Sample]:
+    """The pairs that a unit committed."""
+    lines = read_jsonl(run.read_file(pass_name, unit, PAIRS_FILE))
+    return [Sample.from_json(canonical_json(line["sample"])) for line in lines]
 
 
 def set_aside(outcome: Dropped | Quarantined) -> dict[str, Any]:

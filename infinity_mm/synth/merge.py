@@ -5,7 +5,7 @@
     q2: short, brief, detailed        c2: q0 detailed q1 short     q2 brief
 
 No conversation holds the same question twice: with the answer to a question in view, the next answer to it is
-copied, not seen.
+copied, not seen. The conversation that came with the image stands before c0's own turns, unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Call, ImageSlot, Merged, Outcome, Sample, Text, Turn
 from infinity_mm.synth.answer import write_answer
 from infinity_mm.synth.exchange import drop, keep
-from infinity_mm.synth.ids import conversation_id
+from infinity_mm.synth.ids import conversation_id, is_source
 from infinity_mm.synth.stage import Context
 
 
@@ -29,7 +29,7 @@ class MergeConfig:
     """How conversations are cut."""
 
     max_turns: int = 8
-    """Most questions in one conversation."""
+    """Most questions in one conversation, besides those that came with the image."""
 
     def __post_init__(self) -> None:
         if self.max_turns < 1:
@@ -59,18 +59,31 @@ class Merge:
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """The conversations, and for every sample the one it went into."""
         outcomes: list[Outcome] = []
+        source = next((sample for sample in samples if is_source(sample.id)), None)
+        known = (
+            {normalise(turn.text) for turn in source.turns if turn.role == "user"} if source else set[str]()
+        )
         kept: list[Sample] = []
         for sample in samples:
-            if sample.decision in (None, "keep"):
-                kept.append(sample)
-            else:  # there is no stage that would have rewritten it
+            if sample is source:
+                continue
+            if sample.decision not in (None, "keep"):  # there is no stage that would have rewritten it
                 outcomes.append(drop(sample, self.name, f"decided_{sample.decision}"))
+            elif normalise(sample.question or "") in known:
+                outcomes.append(drop(sample, self.name, "asked_in_source"))
+            else:
+                kept.append(sample)
         table, doubles = by_question(kept)
         outcomes += [drop(sample, self.name, "duplicate_pair") for sample in doubles]
-        for number, pairs in enumerate(conversations(table, self._config.max_turns)):
-            merged = conversation(pairs, number, context.prompts)
+        cut = conversations(table, self._config.max_turns) or ([[]] if source else [])
+        for number, pairs in enumerate(cut):
+            first = source if number == 0 else None
+            merged = conversation(pairs, number, context.prompts, source=first)
             outcomes.append(keep(merged))
-            outcomes += [Merged(id=pair.id, stage=self.name, into=merged.id) for pair in pairs]
+            outcomes += [
+                Merged(id=one.id, stage=self.name, into=merged.id)
+                for one in ([first] if first else []) + pairs
+            ]
         return outcomes
 
 
@@ -95,21 +108,26 @@ def conversations(table: Sequence[Mapping[str, Sample]], max_turns: int) -> list
     return found
 
 
-def conversation(pairs: Sequence[Sample], number: int, prompts: PromptSet) -> Sample:
-    """One multi-turn sample. A user turn is the very prompt that was answered, so a student trains on what it meets."""
-    turns: list[Turn] = []
+def conversation(
+    pairs: Sequence[Sample], number: int, prompts: PromptSet, *, source: Sample | None = None
+) -> Sample:
+    """One multi-turn sample, after the conversation of `source`, which came with the image.
+
+    A user turn is the very prompt that was answered, so a student trains on what it meets.
+    """
+    turns: list[Turn] = list(source.turns) if source else []
     for pair in pairs:
         prompt = write_answer(pair)
         slots = () if turns else tuple(ImageSlot(index) for index in range(len(pair.images)))
         turns.append(Turn("user", (*slots, Text(prompts.render(prompt.name, **prompt.fields)))))
         turns.append(Turn("assistant", (Text(pair.answer or ""),)))
-    first = pairs[0]
+    parts = [source, *pairs] if source else list(pairs)
     calls: dict[Call, None] = dict.fromkeys(call for pair in pairs for call in pair.calls)
     return Sample(
-        id=conversation_id(first.id, number),
-        images=first.images,
-        parents=tuple(pair.id for pair in pairs),
+        id=conversation_id(parts[0].id, number),
+        images=parts[0].images,
+        parents=tuple(part.id for part in parts),
         turns=tuple(turns),
-        tags=first.tags,
+        tags=parts[0].tags,
         calls=tuple(calls),
     )

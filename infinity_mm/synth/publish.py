@@ -1,9 +1,10 @@
 """Conversations as a Parquet file that other libraries open without knowing this one.
 
-    Sample + image bytes --row--> {id, images, messages, ...} --parquet_bytes--> the same bytes in every run
+    Sample + image bytes --row--> {id, images, messages, ..., pairs} --parquet_bytes--> the same bytes in every run
 
 `datasets.load_dataset("parquet", data_files=...)` gives decoded images, because the file says so in its own
-metadata; the `messages` are what chat templates and trainers take.
+metadata; the `messages` are what chat templates and trainers take. `pairs` has a line for every exchange with all
+that was measured of it, so that anybody can draw another line through the data.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from infinity_mm.engines.base import ImageReader
 from infinity_mm.errors import explain
 from infinity_mm.record import ImageRef, ImageSlot, Part, Sample, Text, canonical_json
+from infinity_mm.synth.ids import num_source_turns
 
 ROW_GROUP_ROWS = 100
 """Small groups: viewers and shuffling readers load whole groups, and rows hold images."""
@@ -37,7 +39,14 @@ FEATURES: dict[str, object] = {
     "licence": _TEXT,
     "provenance": _TEXT,
 }
-"""Columns in the words of the datasets library."""
+"""Columns in the words of the datasets library; data that was made elsewhere has these."""
+_NUMBER = {"dtype": "float64", "_type": "Value"}
+LABELS = ("loss", "blind")
+"""Labels that have a column; null where nobody measured it."""
+_PAIR_FEATURES = {
+    **dict.fromkeys(("id", "type", "style"), _TEXT),
+    **dict.fromkeys(("score", *LABELS), _NUMBER),
+}
 _PART = pa.struct([("type", pa.string()), ("text", pa.string())])
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(_PART))])
 SCHEMA = pa.schema(
@@ -51,6 +60,16 @@ SCHEMA = pa.schema(
     ],
     metadata={"huggingface": canonical_json({"info": {"features": FEATURES}})},
 )
+_PAIR = pa.struct(
+    [(name, pa.string() if feature is _TEXT else pa.float64()) for name, feature in _PAIR_FEATURES.items()]
+)
+WITH_PAIRS = pa.schema(
+    [*SCHEMA, ("pairs", pa.list_(_PAIR))],
+    metadata={
+        "huggingface": canonical_json({"info": {"features": {**FEATURES, "pairs": _list(_PAIR_FEATURES)}}})
+    },
+)
+"""The layout of what a run publishes."""
 _LEAVES = (
     "id",
     "images.list.element.bytes",
@@ -63,6 +82,7 @@ _LEAVES = (
     "provenance",
 )
 """Columns as Parquet names them."""
+_PAIR_LEAVES = tuple(f"pairs.list.element.{name}" for name in _PAIR_FEATURES)
 _ENDINGS = {
     b"\x89PNG": "png",
     b"\xff\xd8\xff": "jpg",
@@ -87,12 +107,27 @@ def row(sample: Sample, pairs: Sequence[Sample], images: ImageReader) -> dict[st
         "source": _joined(image.source for image in sample.images),
         "licence": _joined(image.licence for image in sample.images),
         "provenance": canonical_json(provenance(sample, pairs)),
+        "pairs": [_pair(pair) for pair in pairs],
+    }
+
+
+def _pair(pair: Sample) -> dict[str, Any]:
+    return {
+        "id": pair.id,
+        "type": pair.instruction_type,
+        "style": pair.style,
+        "score": None if pair.score is None else pair.score.value,
+        **{name: pair.label(name) for name in LABELS},
     }
 
 
 def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
-    """Where images and turns come from; nothing in it depends on the machine."""
-    return {
+    """Where images and turns come from; nothing in it depends on the machine.
+
+    `source_turns`: how many turns came with the image; they stand first.
+    """
+    came_with = num_source_turns(sample)
+    return ({"source_turns": came_with} if came_with else {}) | {
         "images": [
             {"sha256": i.sha256, "source": i.source, "licence": i.licence, "page": i.page}
             for i in sample.images
@@ -103,6 +138,7 @@ def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
                 "type": pair.instruction_type,
                 "style": pair.style,
                 "score": None if pair.score is None else asdict(pair.score),
+                "labels": {label.name: label.value for label in pair.labels},
                 "rewritten": bool(pair.previous),
                 "calls": [asdict(call) for call in pair.calls],
             }
@@ -113,9 +149,9 @@ def provenance(sample: Sample, pairs: Sequence[Sample]) -> dict[str, Any]:
 
 def parquet_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """The file. Image bytes are compressed already; the same rows give the same bytes with the same pyarrow."""
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    table = pa.Table.from_pylist(list(rows), schema=WITH_PAIRS)
     sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, **parquet_options())
+    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, **parquet_options(*_PAIR_LEAVES))
     return sink.getvalue()
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
 from infinity_mm.errors import explain
-from infinity_mm.record import Emitted, Outcome, Quarantined, Sample, canonical_json, digest, settle
+from infinity_mm.record import Emitted, Outcome, Quarantined, canonical_json, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
-from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.journey_pass import PAIRS_FILE, set_aside
+from infinity_mm.synth.ids import is_source
+from infinity_mm.synth.journey_pass import read_pairs, set_aside
 from infinity_mm.synth.publish import parquet_bytes, row
 from infinity_mm.vision.images import BadImage
 
@@ -97,12 +97,13 @@ class _PublishWorker:
     def _work(self, units: Sequence[str], file: str) -> UnitResult:
         samples = [sample for unit in units for sample in self._run.unit_samples(self._pass.after, unit)]
         samples.sort(key=lambda sample: sample.id)
-        pairs = {pair.id: pair for unit in units for pair in self._pairs(unit)}
+        pairs = {pair.id: pair for unit in units for pair in read_pairs(self._run, self._pass.journeys, unit)}
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
         for sample in samples:
             try:
-                rows.append(row(sample, [pairs[id_] for id_ in sample.parents], self._run.images))
+                made = [pairs[id_] for id_ in sample.parents if not is_source(id_)]
+                rows.append(row(sample, made, self._run.images))
                 outcomes.append(Emitted(sample=sample))
             except BadImage as bad:  # the file was removed or replaced since it was read first
                 outcomes.append(
@@ -120,7 +121,3 @@ class _PublishWorker:
             metrics={"rows": len(rows), "bytes": len(data)},
             files={file: data},
         )
-
-    def _pairs(self, unit: str) -> list[Sample]:
-        lines = read_jsonl(self._run.read_file(self._pass.journeys, unit, PAIRS_FILE))
-        return [Sample.from_json(canonical_json(line["sample"])) for line in lines]

@@ -1,6 +1,6 @@
 """Rewrite: give pairs between keep and drop one more chance, and believe no rewrite unseen.
 
-decided `rewrite` --teacher: minimal edit--> checked in code --judge--> kept if good and better | dropped
+decided `rewrite` --teacher: minimal edit--> checked in code --filters, judge--> kept if good and better | dropped
 decided `keep`    ------------------------------------------------------> kept as it is
 """
 
@@ -12,12 +12,12 @@ from typing import final
 
 from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
-from infinity_mm.quality.policy import Policy, decide
+from infinity_mm.quality.policy import Policy, decide_score, label_fault
 from infinity_mm.quality.verify import VerifyConfig, rewrite_fault
-from infinity_mm.record import Dropped, Emitted, Outcome, Sample
+from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample
 from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep, unreadable
 from infinity_mm.synth.judge import JudgeConfig, judge_exchange, read_score, write_judge
-from infinity_mm.synth.stage import Context
+from infinity_mm.synth.stage import Context, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +50,23 @@ class Rewrite:
 
     name = "rewrite"
     reads = frozenset({"question", "answer", "score", "decision"})
-    writes = frozenset({"answer", "score", "decision", "previous"})
-    roles = frozenset({"teacher", "judge"})
-    prompts = frozenset({"rewrite", "judge"})
+    writes = frozenset({"answer", "score", "labels", "decision", "previous"})
     needs_probabilities = frozenset[str]()
 
-    def __init__(self, config: RewriteConfig, policy: Policy, judge: JudgeConfig) -> None:
-        """The judge and the policy are those of the first judgement."""
+    def __init__(
+        self, config: RewriteConfig, policy: Policy, judge: JudgeConfig, filters: Sequence[Stage] = ()
+    ) -> None:
+        """The judge and the policy are those of the first judgement; `filters` label the new answer as they did the
+        old one."""
         self._config = config
         self._policy = policy
         self._judge = judge
+        self._filters = filters
+        self.roles = frozenset({"teacher", "judge"}).union(*(stage.roles for stage in filters))
+        self.prompts = frozenset({"rewrite", "judge"}).union(*(stage.prompts for stage in filters))
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
-        """Two calls per rewritten answer and round; samples that are kept cost none."""
+        """Two calls per rewritten answer and round, besides those of filters; samples that are kept cost none."""
         outcomes: dict[str, Outcome] = {s.id: keep(s) for s in samples if s.decision != "rewrite"}
         waiting = [sample for sample in samples if sample.decision == "rewrite"]
         for draw in range(self._config.max_rounds):
@@ -80,16 +84,18 @@ class Rewrite:
             draw=draw,
         )
         outcomes = await writer.run(samples, context, write=_write, read=self._read)
-        drafts = [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
+        for stage in self._filters:
+            outcomes = _onward(outcomes, await stage.run(_drafts(outcomes), context))
         judge = judge_exchange(self.name, self._judge, step="judge", draw=draw)
-        judged = iter(await judge.run(drafts, context, write=write_judge, read=self._compare))
-        return [next(judged) if isinstance(outcome, Emitted) else outcome for outcome in outcomes]
+        judged = await judge.run(_drafts(outcomes), context, write=write_judge, read=self._compare)
+        return [_as_ours(outcome, self.name) for outcome in _onward(outcomes, judged)]
 
     def _read(self, sample: Sample, reply: Reply) -> Outcome:
         draft = replace(
             sample,
             answer=reply.text.strip(),
             score=None,
+            labels=(),
             decision=None,
             previous=(*sample.previous, (sample.answer or "", sample.score)),
         )
@@ -105,7 +111,9 @@ class Rewrite:
         new = self._policy.value(score)
         old = None if old_score is None else self._policy.value(old_score)
         judged = replace(draft, score=score, decision="drop")
-        if decide(score, self._policy).name != "keep":
+        if (fault := label_fault(judged, self._policy)) is not None:
+            return drop(judged, self.name, f"rewrite_{fault}")
+        if decide_score(score, self._policy).name != "keep":
             return drop(judged, self.name, "rewrite_score_low")
         if new is None or old is None or new < old + self._config.min_gain:
             return drop(judged, self.name, "rewrite_not_better")
@@ -114,3 +122,18 @@ class Rewrite:
 
 def _write(sample: Sample) -> Prompt:
     return Prompt(name="rewrite", fields={"question": sample.question or "", "answer": sample.answer or ""})
+
+
+def _drafts(outcomes: Sequence[Outcome]) -> list[Sample]:
+    return [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
+
+
+def _onward(outcomes: Sequence[Outcome], later: Sequence[Outcome]) -> list[Outcome]:
+    """The later outcomes, in order, in place of those that went on."""
+    rest = iter(later)
+    return [next(rest) if isinstance(outcome, Emitted) else outcome for outcome in outcomes]
+
+
+def _as_ours(outcome: Outcome, stage: str) -> Outcome:
+    """A draft that ends in a filter ends in this stage: its pair has been through the filter's own stage before."""
+    return replace(outcome, stage=stage) if isinstance(outcome, (Dropped, Quarantined)) else outcome

@@ -20,7 +20,7 @@ class Context:
     """All that a stage may look at besides its samples."""
 
     engines: Mapping[str, Engine]
-    """By role: `teacher` asks, checks, answers and rewrites; `judge` scores."""
+    """By role: `teacher` asks, checks, answers and rewrites; `judge` scores; `scorer` gives likelihoods."""
     prompts: PromptSet
     seed: int
     """The run's seed; draws depend on it, the stage and the sample id alone."""
@@ -72,7 +72,19 @@ def check_engines(stages: Sequence[Stage], engines: Mapping[str, Engine], *, ima
     """Raise `UserError` if an engine cannot do what a stage needs; `images` is the most images of one sample."""
     for stage in stages:
         for role in sorted(stage.roles):
+            if role not in engines:
+                raise explain(
+                    what=f"stage `{stage.name}` needs a {role}, and there is none",
+                    where="engines (configuration)",
+                    fix=f"configure engines.{role}, best a model of another family than the teacher's",
+                )
             can = engines[role].capabilities
+            if role == "scorer" and not can.likelihood:
+                raise explain(
+                    what=f"stage `{stage.name}` needs likelihoods, and the {role} gives none",
+                    where=f"engines.{role} (configuration)",
+                    fix="use an engine of kind transformers, or vLLM with `likelihood: true`",
+                )
             if can.images_per_prompt < images:
                 raise explain(
                     what=f"stage `{stage.name}` shows {images} image(s), the {role} takes {can.images_per_prompt}",

@@ -15,10 +15,12 @@ from infinity_mm.prompts import PromptSet
 from infinity_mm.quality.policy import Policy
 from infinity_mm.synth.answer import Answer, AnswerConfig
 from infinity_mm.synth.ask import Ask, AskConfig
+from infinity_mm.synth.blind import Blind, BlindConfig
 from infinity_mm.synth.check import Check, CheckConfig
 from infinity_mm.synth.decide import Decide
 from infinity_mm.synth.distinct import Distinct
 from infinity_mm.synth.judge import Judge, JudgeConfig
+from infinity_mm.synth.loss import Loss
 from infinity_mm.synth.merge import Merge, MergeConfig
 from infinity_mm.synth.rewrite import Rewrite, RewriteConfig
 from infinity_mm.synth.spread import WRITES
@@ -51,6 +53,7 @@ class JourneyConfig:
     check: CheckConfig = field(default_factory=CheckConfig)
     styles: StylesConfig = field(default_factory=StylesConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+    blind: BlindConfig = field(default_factory=BlindConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     policy: Policy = field(default_factory=Policy)
     rewrite: RewriteConfig = field(default_factory=RewriteConfig)
@@ -79,6 +82,7 @@ class JourneyConfig:
                 fix="set it between 0 and 1",
             )
         check_names(self.stages)
+        _check_labels(self.stages, self.policy)
 
 
 STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
@@ -91,11 +95,33 @@ STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
         config.styles, {path: leaf.styles for path, leaf in tree.leaves.items()}
     ),
     "answer": lambda config, tree: Answer(config.answer),
+    "blind": lambda config, tree: Blind(config.blind),
+    "loss": lambda config, tree: Loss(),
     "judge": lambda config, tree: Judge(config.judge),
     "decide": lambda config, tree: Decide(config.policy),
-    "rewrite": lambda config, tree: Rewrite(config.rewrite, config.policy, config.judge),
+    "rewrite": lambda config, tree: Rewrite(
+        config.rewrite,
+        config.policy,
+        config.judge,
+        [STAGES[name](config, tree) for name in config.stages if name in FILTERS],
+    ),
     "merge": lambda config, tree: Merge(config.merge),
 }
+
+
+FILTERS = ("blind", "loss")
+"""Stages that label answers, and label them anew when they are rewritten."""
+
+
+def _check_labels(names: Sequence[str], policy: Policy) -> None:
+    """Refuse a policy on labels that nobody measures, or only after the decision."""
+    before = names[: names.index("decide")] if "decide" in names else names
+    for label in sorted(policy.needs - set(before)):
+        raise explain(
+            what=f"the policy drops by the label `{label}`, and no stage measures it before the decision",
+            where="policy, stages (configuration)",
+            fix=f"put `{label}` between `answer` and `decide`, or let the policy only label",
+        )
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -28,6 +28,7 @@ from infinity_mm.errors import explain
 from infinity_mm.families.names import restore_names
 from infinity_mm.storage.files import whole_folder
 from infinity_mm.training import lora
+from infinity_mm.training.config import HELD_OUT_LOSS
 from infinity_mm.training.sharding import like, whole
 
 
@@ -57,8 +58,8 @@ class TrainerState:
     """Samples of steps that were left out for a bad loss."""
     recent_losses: tuple[float, ...] = ()
     """What the next loss is compared with."""
-    held_out_loss: float | None = None
-    """Loss on held-out data, if it was measured after just this step."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What was measured after just this step: `held_out_loss`, and the accuracy of each task by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,7 @@ def save_checkpoint(
     processor: ProcessorMixin,
     state: TrainerState,
     keep_last: int,
+    keep_best: str = HELD_OUT_LOSS,
 ) -> Path:
     """Write `checkpoint-<step>`, of a model with adapters these alone; of older ones the last `keep_last` and the best
     stay."""
@@ -130,21 +132,20 @@ def save_checkpoint(
         trainer.mkdir()
         save_file(weights.optimizer, trainer / "optimizer.safetensors")
         (trainer / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-    best = best_checkpoint(out_dir)
+    best = best_checkpoint(out_dir, keep_best)
     for old in checkpoints(out_dir)[:-keep_last]:
         if old != best:
             shutil.rmtree(old)
     return target
 
 
-def best_checkpoint(out_dir: Path) -> Path | None:
-    """The checkpoint with the lowest held-out loss; None where none was measured."""
-    measured = [
-        (loss, -read_state(path).step, path)
-        for path in checkpoints(out_dir)
-        if (loss := read_state(path).held_out_loss) is not None
-    ]
-    return min(measured)[2] if measured else None
+def best_checkpoint(out_dir: Path, by: str = HELD_OUT_LOSS) -> Path | None:
+    """The checkpoint with the lowest held-out loss or the highest accuracy of task `by`, the later one of equals; None
+    where it was not measured."""
+    sign = 1 if by == HELD_OUT_LOSS else -1
+    states = [(read_state(path), path) for path in checkpoints(out_dir)]
+    found = [(sign * state.measured[by], -state.step, path) for state, path in states if by in state.measured]
+    return min(found)[2] if found else None
 
 
 @final

@@ -204,6 +204,8 @@ class SpikeConfig:
     """Losses the median is taken of; before that many steps nothing is a spike."""
     snapshot_every_steps: int = 50
     """Steps between two copies in the memory of the CPU; used by `rewind` only."""
+    quarantine: bool = False
+    """Put the samples of a bad step on the run's quarantine list, so that a run which is given it leaves them out."""
     max_in_a_row: int = 5
     """So many bad steps one after the other stop the run whatever `action` is."""
 
@@ -230,6 +232,41 @@ class HeldOutConfig:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "YAML section `held_out`", "every_steps", "rows")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskConfig:
+    """Held-out questions that the model is asked every so often, greedily, and once more about blank images."""
+
+    name: str
+    """What metrics call it."""
+    kind: str
+    """Name in `infinity_mm.data.sources.SOURCES`: every answer in the data is asked for. `windtunnel`: its held-out
+    world, as `infinity-mm eval` has it."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the source; for `windtunnel` world_seed, num_images, questions_per_image, prompts."""
+    every_steps: int
+    """Steps between two measurements; there is always one at the end."""
+    max_samples: int | None = 200
+    """Conversations (or drawn images) asked about, spread evenly over the data and always the same; None: all."""
+    max_new_tokens: int = 32
+    """Longest answer; a longer one is cut, and graded as it is."""
+    grading: Literal["exact", "normalised"] = "normalised"
+    """`normalised`: case, punctuation, articles and numbers in words do not count, nor what stands before the last
+    `Answer:`. `windtunnel` has a grader of its own."""
+    accepted: Literal["whole", "lines"] = "whole"
+    """What counts as right: the answer in the data, or each of its lines."""
+    batch: int = 16
+    """Questions answered together by one process."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "YAML section `tasks`", "every_steps", "max_new_tokens", "batch")
+        if self.max_samples is not None:
+            _at_least_one(self, "YAML section `tasks`", "max_samples")
+
+
+HELD_OUT_LOSS = "held_out_loss"
+"""The name of this measurement beside those of tasks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,6 +338,10 @@ class SftConfig:
     """What happens to a step with a bad loss."""
     held_out: HeldOutConfig | None = None
     """Loss on other data during the run."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """Questions with known answers that the model is asked during the run."""
+    keep_best: str = HELD_OUT_LOSS
+    """What makes a checkpoint the best: `held_out_loss`, or the accuracy of the task of this name."""
     seed: int = 0
     """Seed of sample order and of everything random in a step."""
     num_workers: int = 2
@@ -310,7 +351,7 @@ class SftConfig:
     save_every_steps: int = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = 2
-    """Checkpoints kept; beside them, with `held_out`, the one with the lowest held-out loss."""
+    """Checkpoints kept; beside them the best one by `keep_best`, where that is measured."""
     save_in_background: bool = False
     """Write checkpoints from a copy in CPU memory while training goes on."""
     log_every_steps: int = 10
@@ -332,6 +373,22 @@ class SftConfig:
                 else "two sources have one name",
                 where="training configuration, sources: " + ", ".join(names),
                 fix="give every source in `data` a name of its own, and use these names",
+            )
+        measured = [HELD_OUT_LOSS, *(task.name for task in self.tasks)]
+        if len(set(measured)) < len(measured) or self.keep_best not in measured:
+            raise explain(
+                what=f"tasks are called {', '.join(measured[1:])}; keep_best: {self.keep_best}",
+                where="training configuration",
+                fix=f"give every task a name of its own, other than {HELD_OUT_LOSS}; keep_best is one of them, or "
+                f"{HELD_OUT_LOSS}",
+            )
+        best = next((task for task in self.tasks if task.name == self.keep_best), None)
+        if best is not None and self.save_every_steps % best.every_steps:
+            raise explain(
+                what=f"a checkpoint every {self.save_every_steps} steps, but the task {best.name} is asked every "
+                f"{best.every_steps}, so most checkpoints have no score",
+                where="training configuration, keep_best",
+                fix="let save_every_steps be a multiple of the task's every_steps",
             )
         if self.mix_by_phase and self.steps is None:
             raise explain(
@@ -383,8 +440,8 @@ def source_name(number: int, source: DataConfig) -> str:
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         "out_dir", "steps", "epochs", "micro_batch_rows", "gradient_checkpointing", "compile", "num_workers", "threads",
-        "held_out", "save_every_steps", "save_in_background", "keep_last", "log_every_steps", "trackers", "peak_flops",
-        "save_dtype", "spike", "index_dir", "quarantine",
+        "held_out", "tasks", "keep_best", "save_every_steps", "save_in_background", "keep_last", "log_every_steps",
+        "trackers", "peak_flops", "save_dtype", "spike", "index_dir", "quarantine",
     }
 )  # fmt: skip
 """Keys that change speed, length or output, but not what a step computes."""

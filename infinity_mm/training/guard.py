@@ -8,14 +8,42 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from infinity_mm.data.plan import Drop, Planned
 from infinity_mm.training.config import SpikeConfig
 from infinity_mm.training.sharding import own_part
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadStep:
+    """A step that the optimiser left out."""
+
+    problem: str
+    """What was wrong with it."""
+    losses: dict[tuple[str, str], float]
+    """(source, id) of its samples -> mean loss of each, of all processes."""
+
+    def fates(self, planned: Iterable[Planned], spoiled: Collection[Drop], *, quarantine: bool) -> list[Drop]:
+        """What becomes of the samples that were read. All of them share one fate: a gradient is a sum, and a sample can
+        ruin it with a loss like any other. Each reason ends with the sample's own loss, for whoever looks."""
+        unread = {drop.key for drop in spoiled}
+        return [
+            Drop(
+                sample.key,
+                sample.source,
+                sample.id,
+                "quarantined" if quarantine else "dropped",
+                f"step left out: {self.problem}; own loss {self.losses.get((sample.source, sample.id), math.nan):.4f}",
+            )
+            for sample in planned
+            if sample.key not in unread
+        ]
 
 
 @final

@@ -23,9 +23,10 @@ from infinity_mm.errors import explain
 from infinity_mm.model.flops import ModelSizes
 from infinity_mm.record import digest, seed_for
 from infinity_mm.training.checkpoint import TrainerState
-from infinity_mm.training.config import SftConfig
-from infinity_mm.training.guard import Guard
+from infinity_mm.training.config import SftConfig, SpikeConfig
+from infinity_mm.training.guard import BadStep, Guard
 from infinity_mm.training.loss import count_labels, local_loss, total_weight
+from infinity_mm.training.measure import Measured
 from infinity_mm.training.metrics import StepMetrics
 from infinity_mm.training.monitor import (
     LossTally,
@@ -67,12 +68,13 @@ class Hooks:
     """What the loop calls on every process; some do their work on the main one only."""
 
     log: Callable[[StepMetrics], None]
-    fates: Callable[[StepBatch, str | None], None]
+    fates: Callable[[StepBatch, BadStep | None], None]
     """(step, why the optimiser left it out, if it did): what became of its samples."""
     save: Callable[[TrainerState], None]
     skipped: Callable[[int, str, list[str]], None]
     """(step, problem, ids of its samples): the optimiser left this step out."""
-    held_out_loss: Callable[[], float]
+    measure: Callable[[int], Measured]
+    """(finished steps): what is due after them; must leave everything as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,17 +114,20 @@ def run_steps(
         parts = everywhere(accelerator, (samples_of(batch.micro_batches), tally.totals()))
         ids = sorted(id_ for own, _ in parts for id_ in own)
         by_label = mean_losses(totals for _, totals in parts)
-        step, problem = state.step + 1, guard.problem(loss, norm)
+        step, problem, bad = state.step + 1, guard.problem(loss, norm), None
         if problem is None:
             clip(optimizer, norms, config.grad_clip)
             optimizer.step()
             guard.passed(step, loss)
         else:
+            losses = everywhere(accelerator, tally.by_sample())
+            bad = BadStep(problem=problem, losses={key: loss for own in losses for key, loss in own.items()})
+        hooks.fates(batch, bad)
+        if problem is not None:
             if guard.must_stop():
-                raise _bad_step(step, problem, ids)
+                raise _bad_step(step, problem, ids, config.spike)
             hooks.skipped(step, problem, ids)
         optimizer.zero_grad(set_to_none=True)
-        hooks.fates(batch, problem)
         labels, samples, images, tokens, asked, useful, padding = map(int, sums)
         seconds = time.perf_counter() - start
         state = replace(
@@ -135,8 +140,9 @@ def run_steps(
             dropped=state.dropped + len(batch.dropped),
             skipped=state.skipped + (samples if problem else 0),
             recent_losses=guard.recent_losses,
-            held_out_loss=hooks.held_out_loss() if _is_measured(config, step, state.total_steps) else None,
         )
+        measured = hooks.measure(step)
+        state = replace(state, measured=measured.scores())
         speed = useful / seconds
         hooks.log(
             StepMetrics(
@@ -163,7 +169,8 @@ def run_steps(
                 padding_flops_per_s=padding / seconds if learner.sizes else None,
                 mfu=speed / learner.peak_flops if learner.sizes and learner.peak_flops else None,
                 problem=problem,
-                held_out_loss=state.held_out_loss,
+                held_out_loss=measured.held_out_loss,
+                tasks=measured.tasks,
             )
         )
         if asked or step % config.save_every_steps == 0 or step == state.total_steps:
@@ -171,11 +178,6 @@ def run_steps(
         if asked:
             break
     return state
-
-
-def _is_measured(config: SftConfig, step: int, total_steps: int) -> bool:
-    held_out = config.held_out
-    return held_out is not None and (step % held_out.every_steps == 0 or step == total_steps)
 
 
 def _counts(batch: StepBatch, stop: Stop, config: SftConfig, sizes: ModelSizes | None) -> list[float]:
@@ -234,11 +236,12 @@ def _seed(seed: int, step: int, accelerator: Accelerator) -> None:
     torch.manual_seed(seed_for(seed, "training-step", f"{step}/{accelerator.process_index}"))
 
 
-def _bad_step(step: int, problem: str, ids: Sequence[str]) -> ValueError:
+def _bad_step(step: int, problem: str, ids: Sequence[str], spike: SpikeConfig) -> ValueError:
     """The error that stops the run before the optimiser is touched."""
+    listed = "they are in quarantine.jsonl: a new run that is given this list leaves them out"
     return explain(
         what=f"step {step}: {problem}; the optimiser was not stepped",
         where="samples of the step: " + ", ".join(ids),
-        fix="look at these samples; lower lr or grad_clip, or use precision: fp32; spike.action: skip or rewind "
-        "goes on without them; the last checkpoint is intact",
+        fix=f"look at these samples{'; ' + listed if spike.quarantine else ''}; lower lr or grad_clip, or use "
+        "precision: fp32; spike.action: skip or rewind goes on without them; the last checkpoint is intact",
     )

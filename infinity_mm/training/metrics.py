@@ -6,11 +6,14 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+
+from infinity_mm.eval.asking import Answered
+from infinity_mm.training.config import HELD_OUT_LOSS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +64,9 @@ class StepMetrics:
     """Why the optimiser left this step out."""
     held_out_loss: float | None = None
     """Measured after this step."""
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Evaluation, never training: of each task asked after this step the `accuracy`, `accuracy_blank_image`,
+    `num_questions`, `failures` and `seconds`."""
 
 
 class Reporter:
@@ -82,7 +88,8 @@ class Reporter:
         self._console = Console(quiet=quiet, soft_wrap=True)
         self._file = out_dir / "metrics.jsonl"
         self._skipped = out_dir / "skipped.jsonl"
-        for file in (self._file, self._skipped):
+        self._evaluation = out_dir / "evaluation.jsonl"
+        for file in (self._file, self._skipped, self._evaluation):
             _forget_later_steps(file, first_step)
         self._track = track
 
@@ -99,6 +106,19 @@ class Reporter:
             self._console.print(
                 f"step {metrics.step}  held-out loss {metrics.held_out_loss:.4f}", highlight=False
             )
+        for name, found in metrics.tasks.items():
+            self._console.print(
+                f"step {metrics.step}  {name} {found['accuracy']:.1%} of {found['num_questions']:.0f} questions, "
+                f"{found['accuracy_blank_image']:.1%} on blank images",
+                highlight=False,
+            )
+
+    def answered(self, step: int, task: str, answered: Iterable[Answered]) -> None:
+        """What the model replied to every question of a task."""
+        with self._evaluation.open("a", encoding="utf-8") as file:
+            for one in answered:
+                line = {"step": step, "task": task, **dataclasses.asdict(one)}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def skipped(self, step: int, problem: str, ids: list[str]) -> None:
         """A step the optimiser left out."""
@@ -147,11 +167,14 @@ def _speed(metrics: StepMetrics) -> str:
 
 
 def flat(metrics: StepMetrics) -> dict[str, float]:
-    """Every number under one name, as trackers want them."""
+    """Every number under one name, as trackers want them; what was measured on held-out data under `evaluation/`."""
     values: dict[str, float] = {}
     for name, value in dataclasses.asdict(metrics).items():
-        if isinstance(value, dict):
+        if name == "tasks":
+            for task, found in value.items():
+                values |= {f"evaluation/{task}/{key}": number for key, number in found.items()}
+        elif isinstance(value, dict):
             values |= {f"{name}/{key}": inner for key, inner in value.items()}
         elif isinstance(value, (int, float)) and name != "step":
-            values[f"train/{name}"] = value
+            values[f"{'evaluation' if name == HELD_OUT_LOSS else 'train'}/{name}"] = value
     return values

@@ -57,6 +57,7 @@ class LossTally:
     counts: list[Tensor] = field(default_factory=list)
     labels: list[tuple[str, str]] = field(default_factory=list)
     """(domain, source) of each sample."""
+    ids: list[str] = field(default_factory=list)
 
     def add(self, batch: Packed, token_losses_M: Tensor) -> None:
         """One micro-batch; the losses are those of its labelled positions in reading order."""
@@ -67,8 +68,16 @@ class LossTally:
         zeros = torch.zeros(sum(sizes), device=token_losses_M.device)
         self.losses.append(zeros.index_add(0, number_M, token_losses_M.float()))
         self.counts.append(torch.bincount(number_M, minlength=sum(sizes)))
-        for domains, sources in zip(batch.domains, batch.sources):
-            self.labels += zip(domains, sources)
+        for domains, sources, ids in zip(batch.domains, batch.sources, batch.ids, strict=True):
+            self.labels += zip(domains, sources, strict=True)
+            self.ids += ids
+
+    def by_sample(self) -> dict[tuple[str, str], float]:
+        """(source, id) -> mean loss of its tokens; nan for a sample without supervised ones."""
+        means = (torch.cat(self.losses) / torch.cat(self.counts)).tolist()
+        return {
+            (source, id_): mean for (_, source), id_, mean in zip(self.labels, self.ids, means, strict=True)
+        }
 
     def totals(self) -> dict[Label, tuple[float, int]]:
         """(sum, number) of token losses of this process, by label."""

@@ -18,21 +18,18 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from infinity_mm.data.encode import IGNORE, Encoder
+from infinity_mm.data.encode import IGNORE
 from infinity_mm.data.loader import EncodedRows
 from infinity_mm.data.packing import Packed
 from infinity_mm.data.plan import Planner
-from infinity_mm.errors import explain
 from infinity_mm.families import INFINITY_MM, family_of
-from infinity_mm.families.base import part_of
-from infinity_mm.families.infinity_mm import change_views
-from infinity_mm.model.configuration import InfinityMMConfig
+from infinity_mm.families.base import PARTS, Family, part_of
 from infinity_mm.model.cross_entropy import CHUNK_LOGITS
-from infinity_mm.model.flops import ModelSizes, model_sizes
+from infinity_mm.model.flops import ModelSizes
 from infinity_mm.model.load import load_sizes
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
-from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.training.config import SftConfig, StartConfig
 from infinity_mm.training.curriculum import Stage
 from infinity_mm.training.mixing import build_planner
@@ -110,36 +107,38 @@ def print_plan(stages: Sequence[Stage], *, only: str | None = None, as_json: boo
 
 def plan_stages(stages: Sequence[Stage], names: Sequence[str]) -> list[StagePlan]:
     """Stages begin with the model of the first one, whose sizes do not change; its images may be cut otherwise."""
-    config, processor = _sizes_only(stages[0].config)
+    family, model, processor = _sizes_only(stages[0].config)
     plans: list[StagePlan] = []
     for stage in stages:
-        change_views(config, processor.image_processor, limits_of(stage.config.model))
+        family.limit(model, processor, limits_of(stage.config.model))
         if stage.name in names:
-            plans.append(_plan(stage, config, processor))
+            plans.append(_plan(stage, family, model, processor))
     return plans
 
 
-def _sizes_only(config: SftConfig) -> tuple[InfinityMMConfig, InfinityMMProcessor]:
-    """Configuration and processor of the model that a run starts from."""
+def _sizes_only(config: SftConfig) -> tuple[Family, PreTrainedModel, Any]:
+    """What a run starts from; a checkpoint's weights are not read."""
     start: StartConfig = config.model
     if start.path is None:
         started = start_model(start, build_mixture(config.data))
-        return started.model.config, started.processor
-    if family_of(Path(start.path), convert=start.convert) is not INFINITY_MM:
-        raise explain(
-            what=f"the plan has formulas for our own model only, and {start.path} holds another one",
-            where="model.path",
-            fix="leave the plan out; the run itself trains the model (docs/families.md)",
-        )
-    return load_sizes(Path(start.path))
+        return started.family, started.model, started.processor
+    folder = Path(start.path)
+    family = family_of(folder, convert=start.convert)
+    if family is INFINITY_MM:
+        own_config, processor = load_sizes(folder)
+        with torch.device("meta"):
+            return family, InfinityMMForConditionalGeneration(own_config), processor
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    return family, model, AutoProcessor.from_pretrained(folder)
 
 
-def _plan(stage: Stage, model_config: InfinityMMConfig, processor: InfinityMMProcessor) -> StagePlan:
+def _plan(stage: Stage, family: Family, model: PreTrainedModel, processor: Any) -> StagePlan:
     config = stage.config
-    encoder, sizes, trained = Encoder(processor), model_sizes(model_config), trained_parts(config)
+    encoder, sizes, trained = family.encoder(processor), family.sizes(model.config), trained_parts(config)
     one_step = SftConfig(**{**_fields(config), "steps": 1, "epochs": None, "mix_by_phase": ()})
     mixture = build_mixture(config.data, temperature=config.mix_temperature)
-    planner, _ = build_planner(one_step, mixture, encoder, INFINITY_MM.vision_cost(model_config), ())
+    planner, _ = build_planner(one_step, mixture, encoder, family.vision_cost(model.config), ())
     rows, num_samples, num_dropped = _some_rows(planner)
     used = sum(len(row) for row in rows)
     tokens_per_row = sum(sample.tokens for row in rows for sample in row) / len(rows)
@@ -152,7 +151,7 @@ def _plan(stage: Stage, model_config: InfinityMMConfig, processor: InfinityMMPro
         assert config.epochs is not None
         steps = max(1, round(config.epochs * per_epoch * len(rows) / num_samples / config.global_batch_rows))
     per_step = config.global_batch_rows
-    parameters = _parameters(model_config)
+    parameters = _parameters(family, model)
     return StagePlan(
         name=stage.name,
         trained=trained,
@@ -170,7 +169,11 @@ def _plan(stage: Stage, model_config: InfinityMMConfig, processor: InfinityMMPro
         gpu_hours={
             name: flops_per_row * per_step * steps / (ASSUMED_MFU * BF16_PEAKS[name]) / 3600 for name in NAMED
         },
-        preview=preview(batches[0], encoder, model_config),
+        preview=preview(
+            batches[0],
+            processor.tokenizer,
+            processor.tokenizer.convert_tokens_to_ids(processor.image_token),
+        ),
     )
 
 
@@ -187,12 +190,10 @@ def _some_rows(planner: Planner) -> tuple[list[Any], int, int]:
     return rows, sum(len(w.opened) for w in windows), sum(len(w.dropped) for w in windows)
 
 
-def _parameters(config: InfinityMMConfig) -> dict[str, int]:
-    with torch.device("meta"):
-        model = InfinityMMForConditionalGeneration(config)
-    counts: dict[str, int] = {"vision_tower": 0, "connector": 0, "language_model": 0}
+def _parameters(family: Family, model: PreTrainedModel) -> dict[str, int]:
+    counts: dict[str, int] = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        counts[part_of(name, INFINITY_MM.parts)] += parameter.numel()
+        counts[part_of(name, family.parts)] += parameter.numel()
     return counts
 
 
@@ -205,7 +206,7 @@ def estimate_memory(
     weights = (6 if config.precision == "bf16" else 4) * all_parts
     moments = (4 if config.optimizer == "muon" else 8) * trained
     positions = config.micro_batch_rows * config.row_tokens
-    patches = config.micro_batch_rows * max(_num_patches(batch) for batch in batches)
+    patches = config.micro_batch_rows * max(_num_patches(sizes, batch) for batch in batches)
     labels = config.micro_batch_rows * max(batch.num_labels for batch in batches)
     activations = kept_bytes(config, sizes, positions=positions, patches=patches)
     loss = 3 * 4 * min(labels * sizes.vocab, CHUNK_LOGITS)
@@ -226,35 +227,36 @@ def kept_bytes(config: SftConfig, sizes: ModelSizes, *, positions: int, patches:
     """Bytes kept for the backward pass: two norms with their inputs, queries, keys, values, attention's output, and
     what the MLP makes; with checkpointing only the input of every layer, and one layer whole."""
     width = 2 if config.precision == "bf16" else 4
-    text, vision = sizes.text_hidden, sizes.vision_hidden
+    text, vision = sizes.text_hidden, sizes.vision.hidden
     # Norms are computed in float32 whatever the products are.
     of_text = 4 * 4 * text + width * (
         4 * text + 2 * sizes.text_query + 2 * sizes.text_key_value + 4 * sizes.text_mlp
     )
-    of_patch = 4 * 2 * vision + width * (7 * vision + 2 * sizes.vision_mlp)
+    of_patch = 4 * 2 * vision + width * (7 * vision + sizes.vision.mlp_matrices * sizes.vision.mlp)
     if config.gradient_checkpointing:
         text_total = positions * (4 * text * sizes.text_layers + of_text)
-        vision_total = patches * (4 * vision * sizes.vision_layers + of_patch)
+        vision_total = patches * (4 * vision * sizes.vision.layers + of_patch)
     else:
         text_total = positions * of_text * sizes.text_layers
-        vision_total = patches * of_patch * sizes.vision_layers
+        vision_total = patches * of_patch * sizes.vision.layers
     frozen_before_all = "vision_tower" not in trained_parts(config)
     return text_total + (0 if frozen_before_all else vision_total)
 
 
-def _num_patches(batch: Packed) -> int:
-    return 0 if batch.view_shapes is None else int((batch.view_shapes[:, 1] * batch.view_shapes[:, 2]).sum())
+def _num_patches(sizes: ModelSizes, batch: Packed) -> int:
+    shapes = [] if batch.view_shapes is None else batch.view_shapes[:, 1:3].tolist()
+    return sum(sizes.vision.num_patches(rows, columns) for rows, columns in shapes)
 
 
-def preview(batch: Packed, encoder: Encoder, config: InfinityMMConfig) -> list[tuple[str, bool]]:
+def preview(batch: Packed, tokenizer: Any, image_id: int) -> list[tuple[str, bool]]:
     """The first sample of a row: text as its tokens spell it, runs of image tokens counted."""
     first = batch.sample_ids[0] == 1
     ids, labels = batch.input_ids[0][first].tolist(), batch.labels[0][first].tolist()
     pieces: list[tuple[str, bool]] = []
-    kinds = [(label != IGNORE, id_ == config.image_token_id) for id_, label in zip(ids, labels)]
+    kinds = [(label != IGNORE, id_ == image_id) for id_, label in zip(ids, labels)]
     for (learned, is_image), run in itertools.groupby(range(len(ids)), key=lambda i: kinds[i]):
         own = [ids[i] for i in run]
-        text = f"<{len(own)} image tokens>" if is_image else str(encoder.tokenizer.decode(own))
+        text = f"<{len(own)} image tokens>" if is_image else str(tokenizer.decode(own))
         pieces.append((text, learned))
     return pieces
 

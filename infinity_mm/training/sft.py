@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,11 +32,12 @@ from infinity_mm.data.mixture import Mixture
 from infinity_mm.data.plan import Drop, Planner
 from infinity_mm.data.quarantine import Listed, append_quarantine
 from infinity_mm.errors import UserError, explain
+from infinity_mm.eval.asking import Answered
 from infinity_mm.families import INFINITY_MM
+from infinity_mm.families.base import Family
 from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
-from infinity_mm.model.configuration import InfinityMMConfig
-from infinity_mm.model.flops import ModelSizes, model_sizes
+from infinity_mm.model.flops import ModelSizes
 from infinity_mm.training import lora
 from infinity_mm.training.checkpoint import (
     TrainerState,
@@ -52,9 +53,10 @@ from infinity_mm.training.checkpoint import (
     save_model,
 )
 from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, ScheduleConfig, SftConfig
-from infinity_mm.training.guard import Guard
+from infinity_mm.training.guard import BadStep, Guard
 from infinity_mm.training.held_out import HeldOut
 from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
+from infinity_mm.training.measure import Measure
 from infinity_mm.training.metrics import Reporter, StepMetrics
 from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, read_listed
 from infinity_mm.training.monitor import peak_flops
@@ -118,7 +120,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         optimizer=optimizer,
         noise=noise,
         guard=Guard(config.spike, optimizer, state.recent_losses),
-        sizes=_sizes(model) if config.lora is None else None,  # the formulas know no adapters
+        sizes=_sizes(family, model) if config.lora is None else None,  # the formulas know no adapters
         peak_flops=_peak_flops(config, accelerator),
     )
     last: list[StepMetrics] = []
@@ -142,6 +144,10 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             if reporter is not None:
                 reporter.skipped(step, problem, ids)
 
+        def answered(step: int, task: str, found: Sequence[Answered]) -> None:
+            if reporter is not None:
+                reporter.answered(step, task, found)
+
         def gathered() -> Weights:
             return gather(
                 model,
@@ -164,6 +170,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
                         processor=processor,
                         state=now,
                         keep_last=config.keep_last,
+                        keep_best=config.keep_best,
                     )
                 )
             if not config.save_in_background:
@@ -171,10 +178,21 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
 
         hooks = Hooks(
             log=log,
-            fates=partial(_write_fates, config.out_dir, ledger, accelerator),
+            fates=partial(_write_fates, config, ledger, accelerator),
             save=save,
             skipped=skipped,
-            held_out_loss=_held_out(config, encoder, vision_cost, learner),
+            measure=Measure(
+                config,
+                accelerator,
+                model,
+                wrapped,
+                processor,
+                noise,
+                total_steps=state.total_steps,
+                write=encoder.messages,
+                held_out_loss=_held_out(config, encoder, vision_cost, learner),
+                answered=answered,
+            ),
         )
         stack.enter_context(stop.on_sigterm())
         state = run_steps(learner, loader, state, config, hooks, stop)
@@ -290,13 +308,10 @@ def _held_out(
     return measure
 
 
-def _sizes(model: nn.Module) -> ModelSizes | None:
-    """For counting operations; a language model without a formula is trained all the same."""
-    config: Any = model.config
-    if not isinstance(config, InfinityMMConfig):
-        return None
+def _sizes(family: Family, model: nn.Module) -> ModelSizes | None:
+    """For counting operations; a model without a formula is trained all the same."""
     try:
-        return model_sizes(config)
+        return family.sizes(model.config)
     except UserError:
         return None
 
@@ -344,18 +359,24 @@ def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, 
 
 
 def _write_fates(
-    out_dir: Path, ledger: Ledger | None, accelerator: Accelerator, batch: StepBatch, problem: str | None
+    config: SftConfig,
+    ledger: Ledger | None,
+    accelerator: Accelerator,
+    batch: StepBatch,
+    bad: BadStep | None,
 ) -> None:
     """What became of every sample of a step; each process knows what spoiled in its own rows, the main one writes."""
-    spoiled: list[Drop] = list(batch.spoiled)
+    not_learned: list[Drop] = list(batch.spoiled)
     if accelerator.num_processes > 1:
-        spoiled = gather_object(spoiled)
+        not_learned = gather_object(not_learned)
+    if bad is not None:
+        not_learned += bad.fates(batch.planned, not_learned, quarantine=config.spike.quarantine)
     if ledger is not None:
-        ledger.write(batch, spoiled, problem)
-        found = [drop for drop in (*batch.dropped, *spoiled) if drop.fate == "quarantined"]
+        ledger.write(batch, not_learned)
+        found = [drop for drop in (*batch.dropped, *not_learned) if drop.fate == "quarantined"]
         if found:
             listed = [Listed(drop.source, drop.id, drop.reason) for drop in found]
-            append_quarantine(out_dir / "quarantine.jsonl", listed)
+            append_quarantine(config.out_dir / "quarantine.jsonl", listed)
 
 
 def _model(config: SftConfig, mixture: Mixture, fingerprint: str) -> tuple[Started, Path | None]:

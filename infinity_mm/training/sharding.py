@@ -9,12 +9,15 @@ called here and not by accelerate, which has it for GPUs only: like this two CPU
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -34,6 +37,26 @@ def shard(model: nn.Module, accelerator: Accelerator, *, bf16: bool) -> None:
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Whole weights in every process and layers that wait for nobody, so that each process may compute what it likes.
+
+    All processes must enter and leave. Besides the weights FSDP's hooks go, and come back: they would gather, spread
+    and take notes for a backward pass that does not follow.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    hooks = [(part, part._forward_pre_hooks, part._forward_hooks) for part in parts]
+    for part in parts:
+        part.unshard()
+        part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for part, before, after in hooks:
+            part._forward_pre_hooks, part._forward_hooks = before, after
+            part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

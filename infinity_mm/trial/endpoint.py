@@ -20,7 +20,7 @@ from PIL import Image
 from infinity_mm.engines.base import Failure, Reply, Request
 from infinity_mm.engines.openai import OpenAISpec, api_key
 from infinity_mm.errors import UserError, explain, need
-from infinity_mm.eval.windtunnel import MemoryImages
+from infinity_mm.eval.memory_images import MemoryImages
 from infinity_mm.record import ImageSlot, Text, Turn
 
 NO_THINKING: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}

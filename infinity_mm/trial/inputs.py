@@ -99,7 +99,7 @@ def select(given: Iterable[Given], *, num_pictures: int, config: ReadConfig, run
             not_needed += 1
         else:
             selection.looked_at.append(one.path)
-            item = SourceItem(key=one.path, source=source.name, licence=source.licence, uri=one.path)
+            item = SourceItem(key=one.path, source=source.name, uri=one.path)
             outcome, detail = read_item(source, item, read, run)
             if isinstance(outcome, Emitted):
                 selection.pictures[one.path] = outcome.sample.images[0].sha256

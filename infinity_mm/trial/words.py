@@ -12,10 +12,13 @@ STAGES = {
     "check": "Checking the question",
     "styles": "Choosing styles",
     "answer": "Answering",
+    "blind": "Asking without the picture",
+    "loss": "Reading with a second model",
     "judge": "Judging",
     "decide": "Cut-off",
     "rewrite": "Repairing the answer",
     "merge": "Joining",
+    "cap": "Answered without the picture",
     "dedup": "Repeated conversation",
     "publish": "Writing the data",
 }
@@ -56,6 +59,9 @@ REASONS = {
     "no_type_planned": "no question was planned for the picture",
     "no_tags": "nothing was recognised in it",
     # answers
+    "loss_high": "a second model finds the answer too unlikely",
+    "blind_answerable": "the answer was found without the picture",
+    "blind_over_cap": "answered without the picture, and its kind has enough of those",
     "empty_reply": "the reply was empty",
     "cut_off": "the reply was longer than its budget and was cut off",
     "refusal": "the model declined",
@@ -79,6 +85,7 @@ REASONS = {
     "rewrite_not_an_edit": "the repaired answer is a new text, no edit of the first one",
     "rewrite_cut_off": "the repaired answer was cut off",
     "duplicate_pair": "the same question and answer are there already",
+    "asked_in_source": "the conversation that came with the picture asks the same",
     "invalid_unicode": "the reply holds broken characters",
     # calls
     "timeout": "the server did not answer in time",

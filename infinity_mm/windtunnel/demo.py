@@ -22,7 +22,8 @@ from rich.table import Table
 from infinity_mm.config import build
 from infinity_mm.engines.model_files import model_folder
 from infinity_mm.engines.transformers import TransformersSpec
-from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
+from infinity_mm.eval.memory_images import MemoryImages
+from infinity_mm.eval.windtunnel import evaluate_windtunnel
 from infinity_mm.report.run_report import write_report
 from infinity_mm.runtime.progress import show_progress
 from infinity_mm.runtime.run import Run

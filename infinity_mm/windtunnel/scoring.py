@@ -16,7 +16,8 @@ from infinity_mm.record import Sample
 from infinity_mm.runtime.run import Run
 from infinity_mm.sources.read_pass import TRUTH_FILE
 from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.journey_pass import PAIRS_FILE
+from infinity_mm.synth.cap_pass import REASON, capped_ids
+from infinity_mm.synth.journey_pass import read_pairs
 from infinity_mm.windtunnel import truth
 from infinity_mm.windtunnel.scene import Scene
 
@@ -62,10 +63,11 @@ def graded_pairs(run: Run) -> list[GradedPair]:
 def _pairs(run: Run) -> Iterator[tuple[Sample, str]]:
     manifest = run.manifest("journeys")
     assert manifest is not None, "the run has not finished its journeys"
+    capped = capped_ids(run)
     for unit in manifest.units:
-        for line in read_jsonl(run.read_file("journeys", unit, PAIRS_FILE)):
-            sample = Sample.from_json(json.dumps(line["sample"]))
-            yield sample, "rewritten" if sample.previous else "kept"
+        for sample in read_pairs(run, "journeys", unit):
+            kept = "rewritten" if sample.previous else "kept"
+            yield sample, f"cap: {REASON}" if sample.id in capped else kept
     for row in run.dropped("journeys"):
         if row["stage"] in ("decide", "rewrite"):
             sample = Sample.from_json(json.dumps(row["sample"]))

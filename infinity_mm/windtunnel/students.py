@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from infinity_mm.engines.base import ImageReader
-from infinity_mm.eval.windtunnel import BLANK_GREY
+from infinity_mm.eval.memory_images import BLANK_GREY
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import ImageSlot, Sample, Text, Turn
 from infinity_mm.synth.publish import parquet_bytes, row

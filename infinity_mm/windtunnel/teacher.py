@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from infinity_mm.engines.base import Engine, EngineSpec, Failure, Reply, Request
+from infinity_mm.eval.memory_images import MemoryImages
 from infinity_mm.eval.metrics import auc
-from infinity_mm.eval.windtunnel import Item, MemoryImages, held_out_items, request_for
+from infinity_mm.eval.windtunnel import Item, held_out_items, request_for
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import ImageRef, rng_for
 from infinity_mm.windtunnel import answers, questions, truth

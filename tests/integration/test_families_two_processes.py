@@ -14,7 +14,8 @@ sys.path.append(str(ROOT / "tests" / "unit" / "families"))
 from tiny_families import THREE, write_checkpoint  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
-def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
+def train(folder: Path, num_processes: int, **environment: str) -> tuple[list[float], dict[str, str]]:
+    """Losses, and the replies to a task's questions after every step."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     source = {
         "kind": "llava_json",
@@ -31,6 +32,7 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
         "steps": 3,
         "schedule": {"name": "constant"},
         "num_workers": 0,
+        "tasks": [{**source, "name": "three", "every_steps": 1, "max_new_tokens": 8}],
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     done = subprocess.run(
@@ -43,12 +45,17 @@ def train(folder: Path, num_processes: int, **environment: str) -> list[float]:
     )
     assert done.returncode == 0, done.stderr
     assert f"{num_processes} process(es)" in done.stdout.replace("\n", " ")
-    lines = (folder / f"out{num_processes}{len(environment)}" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    losses, answered = (
+        [json.loads(line) for line in (Path(config["out_dir"]) / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "evaluation.jsonl")
+    )
+    assert [step["tasks"]["three"]["num_questions"] for step in losses] == [4, 4, 4]
+    replies = {f"{line['step']} {line['id']}": line["reply"] for line in answered}
+    return [step["loss"] for step in losses], replies
 
 
 @pytest.mark.integration
-def test_two_processes_with_and_without_pictures_compute_the_losses_of_one(tmp_path: Path) -> None:
+def test_two_processes_with_and_without_pictures_compute_losses_and_answers_of_one(tmp_path: Path) -> None:
     write_checkpoint("qwen3_vl", tmp_path / "start")
     rows = []
     for c in THREE:
@@ -58,6 +65,9 @@ def test_two_processes_with_and_without_pictures_compute_the_losses_of_one(tmp_p
         texts = [{"from": {"user": "human", "assistant": "gpt"}[m.role], "value": m.text} for m in c.messages]
         rows.append({"id": c.id, "image": names, "conversations": texts})
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    one = train(tmp_path, 1)
-    assert train(tmp_path, 2) == pytest.approx(one, abs=1e-4)
-    assert train(tmp_path, 2, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2") == pytest.approx(one, abs=1e-4)
+    one, replies = train(tmp_path, 1)
+    for environment in ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}):
+        two, same_replies = train(tmp_path, 2, **environment)
+        assert two == pytest.approx(one, abs=1e-4)
+        assert same_replies == replies
+    assert len(replies) == 12

@@ -25,9 +25,10 @@ from typing import Any
 import pytest
 from reference import CASES, Case, Reference, read_said
 
-from infinity_mm.engines.base import Failure, Reply, Request
+from infinity_mm.engines.base import EngineSpec, Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.model_files import SHIPPED
 from infinity_mm.engines.openai import OpenAISpec
+from infinity_mm.engines.transformers import TransformersSpec
 from infinity_mm.record import ImageRef, ImageSlot, Text, Turn
 from infinity_mm.serving.server import ServeConfig, curl_example, running, serve_command, serve_environment
 
@@ -258,6 +259,39 @@ def test_the_engine_of_synthesis_asks_the_server_about_pictures(served: Served) 
     assert isinstance(free, Reply) or free.reason == "empty_reply"
     said = free.text if isinstance(free, Reply) else ""
     assert said == reference.text(reference.say(CASES["no image"]).ids[:8])
+
+
+def test_a_given_answer_is_as_likely_as_to_the_engine_that_computes_here(served: Served) -> None:
+    files = Files()
+    one = files.add(CASES["one sliced"].files()[0])
+    two = tuple(files.add(data) for data in CASES["two of different grids"].files())
+    scorings = [
+        scoring((one,), "What color is the circle?", "red"),
+        scoring((one,), "What color is the circle?", "It is left of a large blue square. Answer: red"),
+        scoring((one,), "How many stars are there?", "3\nor 4, {who} can tell: 5 %"),
+        scoring((), "Name a color.", "blue"),
+    ]
+    if "anyres" not in served.folder.parts:  # servers cut each of several images as if it were the only one
+        scorings.append(scoring(two, "What color is the first circle?", "green"))
+
+    async def score(spec: EngineSpec) -> list[Likelihood | Failure]:
+        async with spec.open(files) as engine:
+            return await engine.score(scorings)
+
+    url = f"{served.url}/v1"
+    there = asyncio.run(score(OpenAISpec(base_url=url, model=served.name, revision="test", likelihood=True)))
+    here = asyncio.run(score(TransformersSpec(model=str(served.folder), dtype="float32")))
+    for theirs, ours in zip(there, here, strict=True):
+        assert isinstance(theirs, Likelihood), theirs
+        assert isinstance(ours, Likelihood), ours
+        assert theirs.mean_logprob == pytest.approx(ours.mean_logprob, abs=TOLERANCE)
+        assert (theirs.num_tokens, theirs.prompt_tokens) == (ours.num_tokens, ours.prompt_tokens)
+
+
+def scoring(pictures: tuple[ImageRef, ...], question: str, answer: str) -> Scoring:
+    slots = tuple(ImageSlot(index) for index in range(len(pictures)))
+    turns = (Turn("user", (*slots, Text(question))), Turn("assistant", (Text(answer),)))
+    return Scoring(turns=turns, images=pictures)
 
 
 def test_the_printed_curl_line_is_answered(served: Served, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from infinity_mm.data.ledger import Account, Ledger, account
 from infinity_mm.data.loader import LoaderState
 from infinity_mm.data.quarantine import Listed, Quarantine, append_quarantine, read_quarantine
 from infinity_mm.errors import UserError
+from infinity_mm.training.guard import BadStep
 
 
 def run(path: Path, state: LoaderState, num_steps: int, **keys: Any) -> LoaderState:
@@ -36,13 +37,19 @@ def test_used_dropped_quarantined_and_waiting_are_what_was_seen(tmp_path: Path) 
     assert found.seen == state.epoch * 12 + min(12, 8 * (state.window + 1))
 
 
-def test_samples_of_a_step_that_was_left_out_are_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quarantine", [False, True])
+def test_samples_of_a_step_that_was_left_out_share_one_fate(tmp_path: Path, quarantine: bool) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl", step=0)
     first, second = islice(loader(source=SomeBad(size=12)), 2)
-    ledger.write(first, first.spoiled, problem="loss nan")
+    one = first.planned[0]
+    bad = BadStep(problem="loss nan", losses={(one.source, one.id): 2.5})
+    left_out = bad.fates(first.planned, first.spoiled, quarantine=quarantine)
+    assert left_out[0].reason == "step left out: loss nan; own loss 2.5000"
+    ledger.write(first, [*first.spoiled, *left_out])
     ledger.write(second, second.spoiled)
     found = account(tmp_path / "ledger.jsonl")
-    assert found.dropped["step left out"] == len(first.planned) - len(first.spoiled)
+    fate = found.quarantined if quarantine else found.dropped
+    assert fate["step left out"] == len(first.planned) - len(first.spoiled)
     assert found.used == len(second.planned) - len(second.spoiled)
 
 

@@ -78,7 +78,9 @@ def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
 def test_the_command_prints_one_object_and_fails_on_a_leak(
     checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "check_packing", lambda folder: check_packing(folder, ["sdpa"]))
+    monkeypatch.setattr(
+        packing, "check_packing", lambda folder, **keys: check_packing(folder, ["sdpa"], **keys)
+    )
     done = CliRunner().invoke(app, ["doctor", "--packing", checkpoint, "--json"])
     assert done.exit_code == 0
     results = json.loads(done.stdout)["packing"]

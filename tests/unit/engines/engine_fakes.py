@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from infinity_mm.engines.base import Capabilities, Failure, Reply, Request
+from infinity_mm.engines.base import Capabilities, Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.record import Text, Turn
 
 
@@ -15,6 +15,11 @@ def ask(text: str, *, seed: int = 0, temperature: float = 0.0, max_new_tokens: i
         seed=seed,
         temperature=temperature,
     )
+
+
+def said(text: str, *, asked: str = "what") -> Scoring:
+    """A text to be scored, without an image."""
+    return Scoring(turns=(Turn("user", (Text(asked),)), Turn("assistant", (Text(text),))))
 
 
 class Echo:
@@ -39,6 +44,18 @@ class Echo:
             raise RuntimeError("out of memory")
         return [
             Failure(reason="bad_text", detail=text) if "bad" in text else Reply(text=text + "!")
+            for text in texts
+        ]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        """Minus the number of characters, for texts without "bad"."""
+        texts = [scoring.turns[-1].text for scoring in scorings]
+        self.batches.append(texts)
+        await asyncio.sleep(self._delay_s)
+        return [
+            Failure(reason="bad_text", detail=text)
+            if "bad" in text
+            else Likelihood(mean_logprob=-len(text), num_tokens=len(text.split()), prompt_tokens=1)
             for text in texts
         ]
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from engine_fakes import said
 from nano import Drawn, look, save_tiny
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from infinity_mm.engines.any_model import AnyModel
-from infinity_mm.engines.base import Engine, Failure, Reply, Request
+from infinity_mm.engines.base import Engine, Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.own_model import OwnModel
 from infinity_mm.engines.prompting import Refused
 from infinity_mm.engines.transformers import TransformersEngine, TransformersSpec, _Loaded
@@ -229,6 +230,12 @@ class Choking:
             raise self.error
         return [Reply(text=prompt) for prompt in prompts]
 
+    def prepare_scoring(self, scoring: Scoring) -> str:
+        return scoring.turns[-1].text
+
+    def score(self, prompts: Sequence[str]) -> list[Likelihood]:
+        return [Likelihood(mean_logprob=float(reply.text), num_tokens=1) for reply in self.answer(prompts)]
+
 
 @pytest.mark.parametrize(
     ("error", "reason"),
@@ -248,6 +255,20 @@ def test_an_error_inside_a_batch_is_narrowed_down_to_its_cause(error: Exception,
     ]
     assert len(backend.batches) == 9, "16 8 8 4 4 2 2 1 1"
     assert threading.get_ident() not in backend.threads
+
+
+def test_a_scoring_that_breaks_its_batch_fails_alone() -> None:
+    backend = Choking(RuntimeError("shapes"))
+    scorings = [said("poison" if i == 2 else str(-i)) for i in range(4)]
+    with ThreadPoolExecutor(1) as executor:
+        engine = TransformersEngine(_Loaded(backend=backend, fingerprint="f"), executor, max_images=1)
+        answers = asyncio.run(engine.score(scorings))
+    assert [a.reason if isinstance(a, Failure) else a.mean_logprob for a in answers] == [
+        0,
+        -1,
+        "engine_error",
+        -3,
+    ]
 
 
 def test_the_fingerprint_changes_with_the_weights_and_the_template_alone(

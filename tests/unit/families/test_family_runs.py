@@ -14,8 +14,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from infinity_mm.config import build
 from infinity_mm.data.packing import pack
+from infinity_mm.doctor.packing import check_packing, is_isolated
 from infinity_mm.errors import UserError
 from infinity_mm.families import FAMILIES
+from infinity_mm.model.attention import DENSE, FLEX
 from infinity_mm.training.config import SftConfig
 from infinity_mm.training.lora import target_layers
 from infinity_mm.training.sft import train
@@ -265,3 +267,39 @@ def test_only_weights_that_can_become_ours_are_converted(start: Path, tmp_path: 
     model = {"path": str(start / "internvl"), "convert": True}
     with pytest.raises(UserError, match="a internvl cannot become our own model"):
         train(run(start, "internvl", tmp_path, model=model), quiet=True)
+
+
+@each_family
+def test_the_doctor_proves_packing_for_the_model_that_is_trained(name: str, start: Path) -> None:
+    control, *results = check_packing(str(start / name), [*DENSE, FLEX])
+    assert (control.verdict, control.change is not None) == ("leaks", True)
+    assert [(one.verdict, one.leak) for one in results[:-1]] == [("isolated", 0.0)] * len(DENSE)
+    assert all(one.change is not None and one.change > 0.1 for one in results[:-1])
+    assert results[-1].verdict == "not run"
+    assert is_isolated([control, *results])
+
+
+@each_family
+def test_is_asked_a_task_between_steps_and_learns_the_same(name: str, start: Path, tmp_path: Path) -> None:
+    (source,) = data(start)
+    task = {**source, "name": "three", "every_steps": 1, "max_new_tokens": 6, "batch": 2}
+    train(run(start, name, tmp_path / "silent", steps=2), quiet=True)
+    train(run(start, name, tmp_path / "asked", steps=2, tasks=[task]), quiet=True)
+    assert losses(tmp_path / "asked") == losses(tmp_path / "silent")
+    before, after = (tmp_path / run / "model" for run in ("silent", "asked"))
+    assert {f.name: f.read_bytes() for f in before.iterdir()} == {
+        f.name: f.read_bytes() for f in after.iterdir()
+    }
+    answered = [
+        json.loads(line) for line in (tmp_path / "asked" / "evaluation.jsonl").read_text().splitlines()
+    ]
+    assert [line["id"] for line in answered] == ["one/0", "one/1", "two/0", "none/0"] * 2
+    assert [line["problem"] for line in answered] == [None] * 8
+
+
+def test_a_model_that_has_learned_its_three_samples_answers_them(start: Path, tmp_path: Path) -> None:
+    (source,) = data(start)
+    task = {**source, "name": "three", "every_steps": 30, "max_new_tokens": 16, "grading": "exact"}
+    train(run(start, "qwen3_vl", tmp_path, steps=30, save_every_steps=99, tasks=[task]), quiet=True)
+    *_, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert last["tasks"]["three"]["accuracy"] == 1.0

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 from format_data import png, read_jsonl
 
 from infinity_mm.data.sources import build_source
-from infinity_mm.formats.coco import REQUEST
 from infinity_mm.formats.convert import import_data
+from infinity_mm.sources.conversations import CAPTION_REQUEST
 
 DOCUMENT = {
     "licenses": [{"id": 4, "name": "Attribution License", "url": "http://x"}],
@@ -42,9 +42,9 @@ def test_an_image_and_its_captions_are_one_row_and_all_else_is_listed(tmp_path: 
     assert json.loads(row["meta"]) == {"license": 4, "height": 6, "width": 8, "caption_ids": [2, 3]}
     (talk,) = build_source("parquet", {"path": str(tmp_path / "in")})
     assert [message.text for message in talk.messages] == [
-        f"<image>{REQUEST}",
+        f"<image>{CAPTION_REQUEST}",
         "A dog.",
-        REQUEST,
+        CAPTION_REQUEST,
         "Grass. ",
     ]
     assert (summary["rows"], summary["taken"]) == (5 + 4, 1)

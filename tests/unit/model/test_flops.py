@@ -70,8 +70,8 @@ def test_llava_uhd_13b_with_seven_views(connector: str, queries: int, trillions:
 def test_siglip_so400m_costs_two_thirds_of_a_trillion_a_view() -> None:
     of = sizes(SO400M_384, QWEN_1_5B, "mlp")
     patch_embedding = 2 * 729 * 588 * 1152
-    assert (vision_flops(of, 27, 27) - patch_embedding) / T == pytest.approx(0.665, abs=0.001)
-    assert 7 * vision_flops(of, 27, 27) / T == pytest.approx(4.66, abs=0.01)
+    assert (vision_flops(of.vision, 27, 27) - patch_embedding) / T == pytest.approx(0.665, abs=0.001)
+    assert 7 * vision_flops(of.vision, 27, 27) / T == pytest.approx(4.66, abs=0.01)
 
 
 @pytest.mark.parametrize(("tokens", "trillions"), [(729, 20.2), (196, 4.6), (144, 3.3), (64, 1.4)])
@@ -186,10 +186,10 @@ def padding_flops(model: Any, views: list[tuple[int, int]]) -> int:
     """What the tower wastes on a batch of unequal views on a CPU; the formulas count useful work."""
     of = model_sizes(model.config)
     longest = max(rows * columns for rows, columns in views)
-    embedding = 2 * of.patch_values * of.vision_hidden
-    padded = len(views) * (vision_flops(of, longest, 1) - embedding * longest)
+    embedding = 2 * of.vision.patch_values * of.vision.hidden
+    padded = len(views) * (vision_flops(of.vision, longest, 1) - embedding * longest)
     return padded - sum(
-        vision_flops(of, rows, columns) - embedding * rows * columns for rows, columns in views
+        vision_flops(of.vision, rows, columns) - embedding * rows * columns for rows, columns in views
     )
 
 
@@ -207,10 +207,10 @@ def test_the_training_formula_counts_one_input_gradient_more_than_torch(
     patches = sum(rows * columns for rows, columns in views)
     if "vision_tower" in trained:
         wasted = 3 * padding_flops(model, views)
-        first = 2 * patches * of.patch_values * of.vision_hidden
+        first = 2 * patches * of.vision.patch_values * of.vision.hidden
     else:
         wasted = padding_flops(model, views)
-        first = 2 * patches * of.vision_hidden * of.connector_hidden
+        first = 2 * patches * of.vision.hidden * of.connector_hidden
     once_a_batch = 3 * (len(views) - 1) * 2 * of.connector_queries * of.connector_hidden**2
     expected = training_flops(flops, trained=set(trained) - {"lm_head"}) - first + wasted - once_a_batch
     assert counted(model, inputs, backward=True)["Global"] == expected

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from tiny_onevision import write_llava_next, write_transformers
 from tiny_vlm import picture
 
 from infinity_mm.config import build
+from infinity_mm.doctor.packing import check_packing
 from infinity_mm.engines.base import Failure, Reply, Request
 from infinity_mm.engines.transformers import TransformersSpec
 from infinity_mm.errors import UserError
-from infinity_mm.eval.windtunnel import MemoryImages, evaluate_windtunnel
+from infinity_mm.eval.memory_images import MemoryImages
+from infinity_mm.eval.windtunnel import evaluate_windtunnel
+from infinity_mm.model.attention import DENSE
 from infinity_mm.model.load import load_model, load_sizes
 from infinity_mm.record import ImageSlot, Text, Turn
 from infinity_mm.training.config import DataConfig, SftConfig, StartConfig
@@ -27,6 +31,14 @@ DATA = DataConfig(
     kind="windtunnel",
     options={"world_seed": 0, "num_images": 4, "exchanges_per_image": 1, "tasks": {"answer_short": 1.0}},
 )
+
+WORLD = {
+    "name": "world",
+    "kind": "windtunnel",
+    "options": {"world_seed": 1, "num_images": 2, "questions_per_image": 1},
+    "every_steps": 1,
+    "max_new_tokens": 4,
+}
 
 
 @pytest.fixture(scope="module", params=["transformers", "next"])
@@ -44,7 +56,7 @@ def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> N
         "model": {"path": str(folder), "convert": folder.name == "transformers"},
         "data": [{"kind": DATA.kind, "options": DATA.options}],
         "row_tokens": 1024, "global_batch_rows": 1, "micro_batch_rows": 1, "window": 4, "num_workers": 0,
-        "steps": 2, "save_every_steps": 1, "threads": 1,
+        "steps": 2, "save_every_steps": 1, "threads": 1, "tasks": [WORLD],
     }  # fmt: skip
     first = train(build(SftConfig, plain, where="test"), quiet=True)
     assert first.images > 0
@@ -59,6 +71,8 @@ def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> N
             assert not torch.equal(own, before.state_dict()[name]), name
     resumed = train(build(SftConfig, {**plain, "steps": 3}, where="test"), quiet=True)
     assert resumed.steps == 3
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["tasks"]["world"]["failures"] for line in lines] == [0, 0, 0]
 
 
 def test_a_later_stage_may_cut_images_into_fewer_tiles(folder: Path) -> None:
@@ -103,6 +117,13 @@ def test_the_engine_cuts_an_image_among_others_differently(folder: Path) -> None
     text = one.prompt_tokens - (49 + 5 * 29)  # four tiles of 7 x 7 in a row: 5 rows of 28 stay, with newlines
     assert two.prompt_tokens == text + 2 * 50
     assert again == one
+
+
+def test_the_doctor_proves_its_packing_as_our_model(folder: Path) -> None:
+    control, *results = check_packing(str(folder), DENSE, convert=folder.name == "transformers")
+    assert control.verdict == "leaks"
+    assert [(one.verdict, one.leak) for one in results] == [("isolated", 0.0)] * len(DENSE)
+    assert all(one.change is not None and one.change > 0.1 for one in results)
 
 
 def test_it_is_evaluated_like_any_model(folder: Path) -> None:

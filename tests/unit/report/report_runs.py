@@ -16,7 +16,17 @@ from PIL import Image
 
 from infinity_mm.config import load_config
 from infinity_mm.engines import spec
-from infinity_mm.engines.base import Capabilities, Engine, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Engine,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+    no_likelihoods,
+)
 from infinity_mm.record import digest
 from infinity_mm.runtime.run import Run
 from infinity_mm.synth.config import SynthConfig
@@ -56,6 +66,9 @@ class Script:
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         return [self._say(request) for request in requests]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        return no_likelihoods(scorings)
 
     def _say(self, request: Request) -> Reply | Failure:
         prompt = request.turns[-1].text

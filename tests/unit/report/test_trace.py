@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from infinity_mm.cli import app
 from infinity_mm.errors import UserError
 from infinity_mm.prompts import PromptSet
-from infinity_mm.report.trace import NOT_RECORDED, trace_image, trace_sample
+from infinity_mm.report.trace import NOT_RECORDED, _revision, trace_image, trace_sample
 from infinity_mm.report.trace_print import print_image, print_sample, told
 from infinity_mm.runtime.ledger import Line
 from infinity_mm.runtime.run import Run
@@ -85,6 +85,35 @@ def test_every_call_has_its_prompt_settings_and_the_reply_as_journaled(
     assert ask["temperature"] == 0.7
     assert trace["made"]["question"] in ask["reply"]["text"]
     assert calls[2]["reply"]["text"].startswith("It says")
+
+
+def test_a_published_conversation_tells_of_each_pair_its_type_calls_scores_and_rewrites(run: Run) -> None:
+    rewritten = 0
+    for number, sample in enumerate(run.samples("publish")):
+        if number == 5:
+            break
+        trace = trace_sample(run, sample.id)
+        assert [part["id"] for part in trace["parts"]] == list(sample.parents)
+        for part in trace["parts"]:
+            (plan,) = part["plan"]
+            assert plan["type"] == part["made"]["instruction_type"]
+            assert [call["stage"] for call in part["calls"]][:4] == ["ask", "check", "answer", "judge"]
+            assert {call["revision"] for call in part["calls"]} == {"unpinned"}
+            assert part["judgement"]["decision"] == "keep"
+            rewritten += part["judgement"]["rewritten"]
+        spoken = [turn["text"] for turn in trace["made"]["turns"] if turn["role"] == "assistant"]
+        assert spoken == [part["made"]["answer"] for part in trace["parts"]]
+        text = printed(print_sample, trace)
+        assert all(f"{part['id']}: made" in text for part in trace["parts"])
+        assert trace["end"]["published"]["file"].startswith("train-")
+    assert rewritten
+
+
+def test_what_pins_the_weights_is_a_revision_or_a_hash_or_nothing() -> None:
+    assert _revision("openai: m@abc", {"revision": "abc"}) == "abc"
+    weights = "0123456789abcdef" * 2
+    assert _revision(f"transformers: {weights}, float32", {}) == f"weights {weights}"
+    assert _revision("openai: m@None", {}) == "unpinned"
 
 
 def test_a_prompt_that_has_changed_since_is_said_to_be_unknown(

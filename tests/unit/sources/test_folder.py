@@ -110,7 +110,7 @@ def test_a_folder_behind_a_url_is_listed_and_read(tmp_path: Path) -> None:
     source = FolderSource(name="f", root=f"file://{tmp_path}")
     items = {item.key: item for item in source.items()}
     assert {key: item.problem for key, item in items.items()} == {"a.jpg": None, "b.txt": "not_an_image"}
-    assert source.read(items["a.jpg"]) == b"data"
+    assert [picture.data for picture in source.read(items["a.jpg"]).pictures] == [b"data"]
 
 
 def test_relative_paths_are_refused_with_the_absolute_one() -> None:

@@ -6,12 +6,21 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from infinity_mm.engines.base import Capabilities, Failure, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Failure,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+    no_likelihoods,
+)
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import ImageRef, Outcome, Sample
 from infinity_mm.synth.stage import Context, Stage
 
 Say = Callable[[Request], Reply | Failure]
+Score = Callable[[Scoring], Likelihood | Failure]
 
 
 @dataclass
@@ -21,19 +30,33 @@ class FakeEngine:
     say: Say
     logprobs: bool = True
     images: int = 8
+    likelihood: Score | None = None
+    """How texts are scored, for an engine that can."""
     fingerprint: str = "fake"
     batches: list[list[Request]] = field(default_factory=list)
+    scored: list[list[Scoring]] = field(default_factory=list)
 
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            images_per_prompt=self.images, choice_logprobs=self.logprobs, seeds=True, reproducible="exact"
+            images_per_prompt=self.images,
+            choice_logprobs=self.logprobs,
+            seeds=True,
+            reproducible="exact",
+            likelihood=self.likelihood is not None,
         )
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         self.batches.append(list(requests))
         await asyncio.sleep(0)
         return [self.say(request) for request in requests]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        if self.likelihood is None:
+            return no_likelihoods(scorings)
+        self.scored.append(list(scorings))
+        await asyncio.sleep(0)
+        return [self.likelihood(scoring) for scoring in scorings]
 
 
 PICTURE = ImageRef(sha256="ab" * 32, uri="/a.png", width=64, height=48, phash="0" * 16)

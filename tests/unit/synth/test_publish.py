@@ -63,6 +63,17 @@ def test_provenance_names_every_pair_and_no_path_of_this_machine() -> None:
     assert "/a.png" not in ROW["provenance"]
 
 
+def test_every_pair_has_its_score_and_labels_as_columns() -> None:
+    labelled = PAIRS[0].with_label("loss", 0.75).with_label("blind", 1.0)
+    data = parquet_bytes([row(TALK, [labelled, PAIRS[1]], OneImage(picture()))])
+    (pairs,) = pq.read_table(io.BytesIO(data))["pairs"].to_pylist()
+    common = {"type": "x/y/z", "style": "short", "score": 8.5}
+    assert pairs == [
+        {"id": "a.q0.short", **common, "loss": 0.75, "blind": 1.0},
+        {"id": "a.q1.short", **common, "loss": None, "blind": None},
+    ]
+
+
 def test_the_same_rows_give_the_same_bytes() -> None:
     assert parquet_bytes([ROW] * 3) == parquet_bytes([ROW] * 3)
 
@@ -97,7 +108,11 @@ def test_the_datasets_library_gives_decoded_images_and_plain_messages(
     assert first["images"][0].size == (6, 4)
     assert first["images"][0].getpixel((0, 0)) == (200, 0, 0)
     assert first["messages"] == ROW["messages"]
-    assert set(loaded.features) == {"id", "images", "messages", "source", "licence", "provenance"}
+    assert set(loaded.features) == {"id", "images", "messages", "source", "licence", "provenance", "pairs"}
+    assert [(pair["id"], pair["score"]) for pair in first["pairs"]] == [
+        ("a.q0.short", 8.5),
+        ("a.q1.short", 8.5),
+    ]
 
 
 def test_a_file_without_rows_still_says_what_its_columns_are() -> None:

@@ -51,7 +51,7 @@ class FakeSpec:
     def say(self, request: Request) -> Reply | Failure:
         if self.down and kind(request) != "ask":
             return Failure(reason="http_503", detail="overloaded", retryable=True)
-        if request.images[0].sha256.startswith(self.fail_on or "-"):
+        if any(image.sha256.startswith(self.fail_on or "-") for image in request.images):
             return Failure(reason="bad_image", detail="the server said so")
         score = str(9 if request.seed % 3 else 2)
         return Reply(text=score) if kind(request) == "judge" else good(request)

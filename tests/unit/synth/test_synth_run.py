@@ -7,17 +7,21 @@ import importlib.util
 import io
 import json
 import pickle
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from synth_fakes import FakeEngine
 from test_synth_passes import FakeSpec
 
 from infinity_mm.config import build, load_config, to_plain
 from infinity_mm.engines import spec
+from infinity_mm.engines.base import Engine, Failure, ImageReader, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.openai import OpenAISpec
 from infinity_mm.errors import UserError
 from infinity_mm.eval.windtunnel import MemoryImages
@@ -55,6 +59,24 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SynthConfig:
         "read.sources=[{kind: windtunnel, num_images: 6, world_seed: 1}]",
     ]
     return load_config(SynthConfig, ROOT / "configs" / "synth" / "tiny.yaml", overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringSpec(FakeSpec):
+    """Guesses right every other time, and finds an answer unlikely where there is a 3 in the question."""
+
+    @asynccontextmanager
+    async def open(self, images: ImageReader) -> AsyncIterator[Engine]:
+        yield FakeEngine(self.say, likelihood=self.score)
+
+    def say(self, request: Request) -> Reply | Failure:
+        if not request.images:
+            return Reply(text="blue" if request.seed % 2 else "red")
+        return FakeSpec.say(self, request)
+
+    def score(self, scoring: Scoring) -> Likelihood:
+        is_odd = "3" in scoring.turns[-2].text
+        return Likelihood(mean_logprob=-5.0 if is_odd else -0.5, num_tokens=4)
 
 
 def pipeline() -> ModuleType:
@@ -103,6 +125,45 @@ def test_the_real_configuration_asks_its_server_for_nothing_it_cannot_do() -> No
             check_engines(stages, {"teacher": teacher, "judge": teacher})
 
     asyncio.run(check())
+
+
+FILTERED = [
+    "stages=[ask, distinct, check, styles, answer, blind, loss, judge, decide, rewrite, merge]",
+    "policy={keep_at: 1, rewrite_at: 1, max_loss: 2.5, blind: cap, max_blind_share: 0.2}",
+]
+
+
+def test_a_run_with_filters_drops_what_the_policy_says_and_accounts_for_it(
+    config: SynthConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(spec.KINDS, "scoring", ScoringSpec)
+    overrides = [
+        f"run_dir={tmp_path / 'filtered'}",
+        "engines={teacher: {kind: scoring}, scorer: {kind: scoring}}",
+        "read.sources=[{kind: windtunnel, num_images: 6, world_seed: 1}]",
+        *FILTERED,
+    ]
+    filtered = load_config(SynthConfig, ROOT / "configs" / "synth" / "tiny.yaml", overrides)
+    assert [each.name for each in filtered.passes()][4:] == ["journeys", "cap", "dedup", "publish"]
+    summary = run_synthesis(filtered)
+    num_pairs = summary.fates["answer"]["continued"]
+    assert summary.calls["blind"] == summary.calls["loss"] == summary.calls["judge"] == num_pairs
+    num_questions = summary.fates["styles"]["expanded"]
+    assert summary.calls_from_journal == num_pairs - num_questions, "one guess a question"
+    assert set(summary.dropped["decide"]) == {"loss_high"}
+    assert 0 < summary.pairs_capped < summary.fates["merge"]["merged"]
+    assert summary.pairs_kept == summary.fates["merge"]["merged"] - summary.pairs_capped
+    assert summary.pairs_kept == sum(summary.types_covered.values())
+    rows = [row for file in summary.published for row in pq.read_table(file).to_pylist()]
+    pairs = [pair for row in rows for pair in row["pairs"]]
+    assert len(pairs) == sum(len(row["messages"]) // 2 for row in rows) == summary.pairs_kept
+    assert {pair["loss"] for pair in pairs} == {0.5}
+    assert {pair["blind"] for pair in pairs} <= {0.0, 1.0}
+
+
+def test_the_loss_is_refused_without_a_model_that_scores() -> None:
+    with pytest.raises(UserError, match=r"engines\.scorer"):
+        load_config(SynthConfig, ROOT / "configs" / "synth" / "tiny.yaml", FILTERED)
 
 
 def test_the_described_configuration_names_the_trees_version_and_content() -> None:

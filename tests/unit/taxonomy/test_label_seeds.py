@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from infinity_mm.engines.base import Capabilities, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+    no_likelihoods,
+)
 from infinity_mm.errors import UserError
 from infinity_mm.record import Emitted, ImageRef, ImageSlot, Sample, Tag, Text, Turn, settle
 from infinity_mm.runtime.local import LocalExecutor
@@ -22,7 +31,6 @@ from infinity_mm.taxonomy.seeds import load_seeds
 from infinity_mm.taxonomy.tree import Tree
 
 TREE = Tree.load("default")
-CAPITAL = {"How many dogs are there?": ("fine_cross", "counting/instances"), "What is love?": ("none", "")}
 KIND = next(path for path in TREE.leaves if path.startswith("fine_cross/")).removeprefix("fine_cross/")
 
 
@@ -42,6 +50,9 @@ class Teacher:
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         self.asked.extend(requests)
         return [self._answer(request) for request in requests]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        return no_likelihoods(scorings)
 
     def _answer(self, request: Request) -> Reply | Failure:
         if self.fails is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -75,6 +76,18 @@ def read_images(tmp_path: Path, num_images: int = 8) -> Run:
 def tag(run: Run, tagger: CountingTagger, unit: str = "00000") -> UnitResult:
     worker = TagWorker(pass_=TagPass(), run=run, tagger=tagger, journal=run.journal("test"))
     return asyncio.run(worker.run(Unit(id=unit, payload=None)))
+
+
+def test_tags_that_came_with_an_image_stand_and_no_tagger_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tagger, own = read_images(tmp_path), CountingTagger(), (Tag(name="dog", score=0.99),)
+    first, *others = run.unit_samples("unique", "00000")
+    tagged = [dataclasses.replace(first, tags=own), *others]
+    monkeypatch.setattr(Run, "unit_samples", lambda self, pass_name, unit_id: tagged)
+    result = tag(run, tagger)
+    assert tagger.num_pictures == result.metrics["images_scored"] == 4
+    assert [sample.tags for sample in result.samples] == [own, *[(sure("red", 0.9),)] * 4]
 
 
 def test_an_image_is_scored_once_and_replayed_from_the_journal(tmp_path: Path) -> None:

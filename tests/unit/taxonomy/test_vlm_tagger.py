@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from infinity_mm.engines import spec
-from infinity_mm.engines.base import Capabilities, Failure, ImageReader, Reply, Request
+from infinity_mm.engines.base import (
+    Capabilities,
+    Failure,
+    ImageReader,
+    Likelihood,
+    Reply,
+    Request,
+    Scoring,
+    no_likelihoods,
+)
 from infinity_mm.engines.spec import EngineConfig
 from infinity_mm.errors import UserError
 from infinity_mm.record import Emitted, ImageRef, Quarantined, Sample, Tag
@@ -66,6 +75,9 @@ class Model:
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
         self.asked += requests
         return [self.answers.pop(0) for _ in requests]
+
+    async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
+        return no_likelihoods(scorings)
 
 
 CONFIG = TaggerConfig(

@@ -32,6 +32,8 @@ def test_token_losses_are_summed_by_domain_and_source_across_rows() -> None:
     }.items():
         assert totals[label][0] == pytest.approx(sum(alone[n][0] for n in names), rel=1e-4)
         assert totals[label][1] == sum(alone[n][1] for n in names)
+    by_sample = {(s, n): loss / count for s, (n, (loss, count)) in zip("001", alone.items(), strict=True)}
+    assert tally.by_sample() == pytest.approx(by_sample, rel=1e-4)
 
 
 def test_useful_and_padding_operations_add_up_and_packing_changes_only_the_padding() -> None:

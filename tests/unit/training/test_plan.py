@@ -67,7 +67,7 @@ def test_the_estimate_of_activations_is_near_what_is_really_kept(tmp_path: Path)
 
 def test_a_preview_marks_exactly_what_is_learned(tmp_path: Path) -> None:
     model, encoder = model_and_encoder()
-    pieces = preview(pack([three_samples(encoder)], 256, 3), encoder, model.config)
+    pieces = preview(pack([three_samples(encoder)], 256, 3), encoder.tokenizer, model.config.image_token_id)
     learned = [text for text, is_learned in pieces if is_learned]
     assert learned == ["a red circle<|im_end|>", "red<|im_end|>"]
     assert any(text.endswith("image tokens>") for text, _ in pieces)

@@ -16,6 +16,8 @@ from toy_run import tiny_config
 from transformers import AutoModelForImageTextToText
 
 from infinity_mm.config import build
+from infinity_mm.data.ledger import account
+from infinity_mm.data.quarantine import read_quarantine
 from infinity_mm.errors import UserError
 from infinity_mm.training import loop, sft
 from infinity_mm.training.checkpoint import best_checkpoint, checkpoints
@@ -296,7 +298,62 @@ def test_compiled_layers_train_alike_and_keep_their_names(
     # Traced, but run as it is: making machine code takes a minute or two.
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
-    train(tiny_config(tmp_path / "compiled", compile=True, steps=3), quiet=True)
+    options = {"world_seed": 3, "num_images": 2}
+    task = {"name": "world", "kind": "windtunnel", "options": options, "every_steps": 1, "max_new_tokens": 4}
+    train(tiny_config(tmp_path / "compiled", compile=True, steps=3, tasks=[task]), quiet=True)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     plain, compiled = (load_file(tmp_path / run / "model/model.safetensors") for run in ("plain", "compiled"))
     assert plain.keys() == compiled.keys()
+
+
+POISON = "".join(chr(code) for code in range(0x100, 0x160))
+"""Nothing the other samples could have taught."""
+
+
+def one_poison_sample(folder: Path) -> list[dict[str, Any]]:
+    """Many samples with one and the same answer, and one with another."""
+    answers = [(f"good-{i}", "a a a a a a a a") for i in range(120)] + [("poison", POISON)]
+    rows = [
+        {"id": id_, "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": answer}]}
+        for id_, answer in answers
+    ]
+    (folder / "data.json").write_text(json.dumps(rows))
+    options = {"path": str(folder / "data.json"), "image_folder": str(folder)}
+    return [{"kind": "llava_json", "name": "web", "options": options}]
+
+
+def test_a_poison_sample_is_quarantined_by_policy_and_a_run_given_the_list_leaves_it_out(
+    tmp_path: Path,
+) -> None:
+    changes = {
+        "data": one_poison_sample(tmp_path), "row_tokens": 256, "window": 121, "global_batch_rows": 1,
+        "steps": None, "epochs": 1, "schedule": {"name": "constant"}, "language_model": {"lr": 2e-2}, "seed": 2,
+        "spike": {"action": "skip", "factor": 2.0, "window": 2, "quarantine": True},
+    }  # fmt: skip
+    train(tiny_config(tmp_path / "one", **changes), quiet=True)
+    assert [m["step"] for m in metrics(tmp_path / "one") if m["problem"]] == [7]
+    listed = {entry.id: entry.reason for entry in read_quarantine(tmp_path / "one" / "quarantine.jsonl")}
+    skipped = [json.loads(line) for line in (tmp_path / "one" / "skipped.jsonl").read_text().splitlines()]
+    assert listed.keys() == {id_ for line in skipped for id_ in line["ids"]}
+    assert len(listed) == 3
+    own_loss = {id_: float(reason.rpartition(" ")[2]) for id_, reason in listed.items()}
+    assert max(own_loss, key=lambda id_: own_loss[id_]) == "poison"
+    assert set(account(tmp_path / "one" / "ledger.jsonl").quarantined) == {"step left out"}
+
+    again = changes | {"quarantine": str(tmp_path / "one" / "quarantine.jsonl")}
+    train(tiny_config(tmp_path / "two", **again), quiet=True)
+    assert [m["step"] for m in metrics(tmp_path / "two") if m["problem"]] == []
+    found = account(tmp_path / "two" / "ledger.jsonl")
+    assert found.quarantined == {"listed": 3}
+
+
+def test_a_run_that_stops_has_put_the_samples_on_the_list_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "local_loss", times_nan(loop.local_loss))
+    with pytest.raises(UserError, match=r"they are in quarantine\.jsonl"):
+        train(tiny_config(tmp_path, spike={"quarantine": True}), quiet=True)
+    listed = read_quarantine(tmp_path / "quarantine.jsonl")
+    assert listed
+    assert all(entry.id.startswith("windtunnel-0-") for entry in listed)
+    assert sum(account(tmp_path / "ledger.jsonl").quarantined.values()) == len(listed)
