@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infinity_mm.config import to_plain
 from infinity_mm.engines import spec
 from infinity_mm.engines.base import (
     Capabilities,
@@ -23,6 +24,7 @@ from infinity_mm.engines.base import (
 from infinity_mm.engines.spec import EngineConfig
 from infinity_mm.errors import UserError
 from infinity_mm.record import Emitted, ImageRef, Quarantined, Sample, Tag
+from infinity_mm.report.trace import trace_sample
 from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.run import Run
 from infinity_mm.runtime.runner import run_passes
@@ -149,6 +151,24 @@ def test_a_pass_asks_the_model_once_for_each_image(tmp_path: Path, monkeypatch: 
     assert [sample.tags for sample in run.samples("tag")] == [(Tag(name="circle", score=1.0),)] * 3
     assert (summary.metrics["images_scored"], summary.metrics["images_from_journal"]) == (0, 3)
     assert summary.metrics["tags_not_calibrated"] == 3
+
+
+def test_the_trace_of_a_tagged_image_tells_who_was_asked_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(spec.KINDS, "circle", CircleSpec)
+    source = SourceConfig(kind="windtunnel", num_images=3, world_seed=1)
+    config = TaggerConfig(model="vlm", engine=EngineConfig(kind="circle", model="m"))
+    run = Run(str(tmp_path / "run"))
+    run.start({"tagger": to_plain(config)}, seed=0)
+    passes = [ReadPass(config=ReadConfig(sources=(source,))), UniquePass(), TagPass(config=config)]
+    run_passes(passes, run, LocalExecutor())
+    sample = next(iter(run.samples("tag")))
+    (call,) = trace_sample(run, sample.id)["calls"]
+    assert call["settings"]["role"] == "tagger"
+    assert call["settings"]["engine"] == {"kind": "circle", "model": "m"}
+    assert call["prompt_text"].startswith("Which of the tags")
+    assert json.loads(call["reply"]["text"]) == {"tags": [{"tag": "circle"}]}
 
 
 OWN = (Tag(name="dog", score=0.9), Tag(name="snow", score=0.4))
