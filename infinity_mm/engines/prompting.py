@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 from infinity_mm.engines.base import Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, digest
@@ -42,6 +43,46 @@ def chat_messages(turns: Sequence[Turn], images: Sequence[ImageRef]) -> list[dic
     return messages
 
 
+@final
+class ChatTemplate:
+    """The chat template of a processor of transformers, and the control marks that no text may hold."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._image_token: str | None = getattr(processor, "image_token", None)
+        marks = processor.tokenizer.all_special_tokens
+        self._special = re.compile("|".join(re.escape(mark) for mark in marks) or "(?!)")
+
+    def messages(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str] = ()
+    ) -> tuple[list[dict[str, Any]], list[ImageRef]]:
+        """The turns as the template takes them, and the images of their placeholders in order; raises `Refused`.
+
+        `said`: what the model may say or said after them, held to the same rule.
+        """
+        messages = chat_messages(turns, images)
+        parts = [part for message in messages for part in message["content"]]
+        for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
+            if found := self._special.search(text):
+                raise Refused(
+                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
+                )
+        return messages, [images[part["index"]] for part in parts if part["type"] == "image"]
+
+    def fill(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str] = ()
+    ) -> tuple[str, list[ImageRef]]:
+        """The prompt that asks for a reply, and its images; raises `Refused`."""
+        messages, shown = self.messages(turns, images, said)
+        prompt = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if self._image_token is not None and prompt.count(self._image_token) != len(shown):
+            raise Refused(
+                "placeholders",
+                f"{prompt.count(self._image_token)} image placeholders in the prompt, {len(shown)} images",
+            )
+        return prompt, shown
+
+
 def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:
     """The turns that are read and the text that is scored; raises `Refused` if there is none."""
     (message,) = chat_messages(scoring.turns[-1:], ())
@@ -49,6 +90,26 @@ def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:
     if not text.strip():
         raise Refused("nothing_to_score", "the last turn is empty")
     return scoring.turns[:-1], text
+
+
+STUB = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+"""A user turn that stands for any: how a template opens a reply does not depend on what was asked."""
+STUB_REPLIES = ("0", "A")
+"""Two texts that begin with different tokens: what is the same before them opens the reply."""
+
+
+def opening(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    """The ids that two chats have in common from the start."""
+    same = next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
+    return list(left[:same])
+
+
+def scored_ids(opening: Sequence[int], whole: Sequence[int], text: str) -> list[int]:
+    """What a text becomes behind the ids that open its turn; raises `Refused` where they change with it."""
+    ids = list(whole[len(opening) :])
+    if list(whole[: len(opening)]) != list(opening) or not ids:
+        raise Refused("no_span", f"{text[:100]!r} melts into the marks that open its turn")
+    return ids
 
 
 def likelihood(total_logprob: float, *, num_tokens: int, prompt_tokens: int) -> Likelihood:

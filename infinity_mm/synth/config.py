@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from infinity_mm.engines.spec import EngineConfig
+from infinity_mm.engines.vllm import VllmSpec, check_shares
 from infinity_mm.errors import explain
 from infinity_mm.runtime.executors import ExecutorConfig
 from infinity_mm.runtime.passes import Pass
@@ -66,6 +67,13 @@ class SynthConfig(JourneyConfig):
                 where="engines.scorer (configuration)",
                 fix="configure engines.scorer with a model of another family than the teacher's",
             )
+        roles = [
+            role.spec()
+            for role in (self.engines.teacher, self.engines.judge, self.engines.scorer)
+            if role is not None
+        ]
+        own = [spec for i, spec in enumerate(roles) if isinstance(spec, VllmSpec) and spec not in roles[:i]]
+        check_shares(own, self.executor.gpus_per_worker)
 
     @property
     def journeys(self) -> JourneyConfig:
