@@ -92,6 +92,8 @@ class Labeller:
             keys = (*candidate.keys, request.key(self.engine.fingerprint))
             if isinstance(answer, Failure):
                 done[place] = replace(candidate, rejected=answer.reason, keys=keys)
+            elif answer.simulated:
+                done[place] = replace(candidate, rejected="simulated", keys=keys)
             elif answer.text in request.choices and answer.text != NONE:
                 done[place] = replace(candidate, path=_join(candidate.path, answer.text), keys=keys)
             else:

@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from infinity_mm.config import to_plain
 from infinity_mm.engines.journaled import Journaled
+from infinity_mm.engines.simulate import SimulatedSpec
 from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample, canonical_json, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.taxonomy.calibration import Calibration
@@ -42,6 +43,8 @@ class TagPass:
     """P1, first half: writes `tags`."""
 
     config: TaggerConfig = field(default_factory=TaggerConfig)
+    journal: Literal["record", "replay", "simulate"] = "record"
+    """vlm: as for the journeys; `replay` asks no model, `simulate` makes replies up."""
     after: str = "unique"
     """The pass whose samples are read."""
     name: str = "tag"
@@ -56,6 +59,7 @@ class TagPass:
             canonical_json(list(load_vocabulary(self.config.vocabulary))),
             weights_on_disk(self.config.model),
             "" if calibration is None else Calibration.load(calibration).fingerprint,
+            "simulated" if self.config.engine is not None and self.journal == "simulate" else "",
         )
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -75,8 +79,10 @@ class TagPass:
             tagger = open_tagger(self.config)
             yield TagWorker(pass_=self, run=run, tagger=tagger, journal=journal)
             return
-        async with self.config.engine.spec().open(run.images) as engine:
-            vlm = VlmTagger(self.config, Journaled(engine, journal))
+        spec = SimulatedSpec() if self.journal == "simulate" else self.config.engine.spec()
+        mode = "replay" if self.journal == "replay" else "record"
+        async with spec.open(run.images) as engine:
+            vlm = VlmTagger(self.config, Journaled(engine, journal, mode=mode))
             yield TagWorker(pass_=self, run=run, tagger=vlm, journal=journal)
 
 

@@ -17,13 +17,38 @@ from typing import Any, final
 from infinity_mm.engines.base import Engine, Failure, Reply, Request
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
-from infinity_mm.record import Call, ImageSlot, Outcome, Quarantined, Sample, Text, Turn
+from infinity_mm.record import Call, ImageSlot, Outcome, Quarantined, Sample, Text, Turn, canonical_json
 from infinity_mm.synth.exchange import keep, printable, prompt_label, unreadable
 from infinity_mm.taxonomy.tagger import TaggerConfig, best_scores, choose_tags, with_tags
 from infinity_mm.taxonomy.tree_checks import normal_name
 from infinity_mm.taxonomy.vocabulary import load_vocabulary
 
 PROMPTS = "taxonomy"
+_MAX_TAGS = 24
+"""As the prompts say."""
+_SCHEMA = canonical_json(
+    {
+        "type": "object",
+        "properties": {
+            "tags": {
+                "type": "array",
+                "maxItems": _MAX_TAGS,
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "tag": {"type": "string"},
+                        "probability": {"type": "number", "minimum": 0, "maximum": 1},
+                    },
+                    "required": ["tag", "probability"],
+                    "additionalProperties": False,
+                },
+            }
+        },
+        "required": ["tags"],
+        "additionalProperties": False,
+    }
+)
+"""Not the vocabulary as an enumeration: it would travel with every request."""
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _ITEM = re.compile(
     r"^[\s\-*•\d.)\[\"']*?([^\W\d_].*?)[\"'\]}\s]*(?:[:=(]\s*([01]?\.\d+|[01]|\d{1,3}\s?%)\s*\)?)?\s*$"
@@ -82,6 +107,7 @@ class VlmTagger:
             turns=(*self._system, Turn("user", (ImageSlot(0), text))),
             images=sample.images[:1],
             max_new_tokens=self._config.max_new_tokens,
+            schema=_SCHEMA,
         )
 
     def _outcome(
@@ -94,6 +120,7 @@ class VlmTagger:
             key=request.key(self._engine.fingerprint),
             temperature=request.temperature,
             seed=request.seed,
+            simulated=isinstance(answer, Reply) and answer.simulated,
         )
         asked = replace(sample, calls=(*sample.calls, call))
         if isinstance(answer, Failure):

@@ -153,6 +153,18 @@ def test_a_pass_asks_the_model_once_for_each_image(tmp_path: Path, monkeypatch: 
     assert summary.metrics["tags_not_calibrated"] == 3
 
 
+def test_a_simulated_run_asks_no_model_and_marks_every_image(tmp_path: Path) -> None:
+    engine = EngineConfig(kind="openai", base_url="http://127.0.0.1:9/v1", model="m", revision="1")
+    config = TaggerConfig(model="vlm", engine=engine)
+    source = SourceConfig(kind="windtunnel", num_images=3, world_seed=1)
+    run = Run(str(tmp_path / "run"))
+    simulated = TagPass(config=config, journal="simulate")
+    passes = [ReadPass(config=ReadConfig(sources=(source,))), UniquePass(), simulated]
+    run_passes(passes, run, LocalExecutor())
+    assert [sample.is_simulated for sample in run.samples("tag")] == [True] * 3
+    assert simulated.fingerprint() != TagPass(config=config).fingerprint()
+
+
 def test_the_trace_of_a_tagged_image_tells_who_was_asked_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
