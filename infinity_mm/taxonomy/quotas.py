@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import final
 
 import numpy as np
@@ -33,12 +34,19 @@ class _Column:
             self._blocks.append((np.array(self.images, np.int32), np.array(self.scores, np.float32)))
             self.images, self.scores = array("i"), array("f")
 
-    def best_first(self, rank: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The images by score, equal ones by rank. The blocks are used up."""
+    def best_first(self, rank: NDArray[np.int32]) -> Iterator[int]:
+        """The images by score, equal ones by rank; sorted within the blocks, where there is room for them."""
         self.seal(0)
+        blocks = [images for images, _ in self._blocks]
         images, scores = (np.concatenate(parts) for parts in zip(*self._blocks, strict=True))
         self._blocks.clear()
-        return images[np.lexsort((rank[images], -scores))]
+        ordered = images[np.lexsort((rank[images], -scores))]
+        for start, block in zip(accumulate(map(len, blocks), initial=0), blocks):
+            block[:] = ordered[start : start + len(block)]
+        return (image for block in blocks for image in block.tolist())
+
+    def __len__(self) -> int:
+        return len(self.images) + sum(len(images) for images, _ in self._blocks)
 
 
 @final
@@ -83,10 +91,10 @@ class Candidates:
         # (share filled, number of suited images, type): the smallest is next to take.
         heap: list[tuple[float, int, str, int]] = []
         for number, type_ in enumerate(self.types):
-            images = self._columns.pop(type_).best_first(rank)
-            waiting.append(_one_by_one(images))
-            if len(images) and shares[type_] > 0:
-                heap.append((0.0, len(images), type_, number))
+            column = self._columns.pop(type_)
+            if len(column) and shares[type_] > 0:
+                heap.append((0.0, len(column), type_, number))
+            waiting.append(column.best_first(rank))
         heapq.heapify(heap)
         taken = np.full((self._num_images, per_image), NONE, dtype=np.uint16)
         num_taken = bytearray(self._num_images)
@@ -108,9 +116,3 @@ class Candidates:
         rank = np.empty(len(ids), dtype=np.int32)
         rank[ids.argsort()] = np.arange(len(ids), dtype=np.int32)
         return rank
-
-
-def _one_by_one(rows: NDArray[np.int32]) -> Iterator[int]:
-    """As Python numbers, which are quick to work with, without making all of them at once."""
-    for start in range(0, len(rows), _CHUNK):
-        yield from rows[start : start + _CHUNK].tolist()
