@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from infinity_mm.config import to_plain
+from infinity_mm.engines.allowance import with_allowance
 from infinity_mm.engines.journaled import Journaled
 from infinity_mm.engines.simulate import SimulatedSpec
 from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample, canonical_json, digest, settle
@@ -82,6 +83,8 @@ class TagPass:
         spec = SimulatedSpec() if self.journal == "simulate" else self.config.engine.spec()
         mode = "replay" if self.journal == "replay" else "record"
         async with spec.open(run.images) as engine:
+            if run.link is not None and self.journal != "simulate":  # which spends nothing
+                engine = with_allowance(engine, run.link.purse)
             vlm = VlmTagger(self.config, Journaled(engine, journal, mode=mode))
             yield TagWorker(pass_=self, run=run, tagger=vlm, journal=journal)
 

@@ -22,9 +22,10 @@ from infinity_mm.engines.base import (
     no_likelihoods,
 )
 from infinity_mm.engines.spec import EngineConfig
-from infinity_mm.errors import UserError
+from infinity_mm.errors import BudgetSpentError, UserError
 from infinity_mm.record import Emitted, ImageRef, Quarantined, Sample, Tag
 from infinity_mm.report.trace import trace_sample
+from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.run import Run
 from infinity_mm.runtime.runner import run_passes
@@ -163,6 +164,20 @@ def test_a_simulated_run_asks_no_model_and_marks_every_image(tmp_path: Path) -> 
     run_passes(passes, run, LocalExecutor())
     assert [sample.is_simulated for sample in run.samples("tag")] == [True] * 3
     assert simulated.fingerprint() != TagPass(config=config).fingerprint()
+
+
+def test_calls_for_tags_count_against_the_budget_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(spec.KINDS, "circle", CircleSpec)
+    config = TaggerConfig(model="vlm", engine=EngineConfig(kind="circle", model="m"))
+    source = SourceConfig(kind="windtunnel", num_images=3, world_seed=1)
+    passes = [ReadPass(config=ReadConfig(sources=(source,))), UniquePass(), TagPass(config=config)]
+    run = Run(str(tmp_path / "run"))
+    with pytest.raises(BudgetSpentError):
+        run_passes(passes, run, LocalExecutor(), budget=BudgetConfig(requests=2))
+    run_passes(passes, run, LocalExecutor(), budget=BudgetConfig(requests=5))
+    assert [bool(sample.tags) for sample in run.samples("tag")] == [True] * 3
 
 
 def test_the_trace_of_a_tagged_image_tells_who_was_asked_what(
