@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from infinity_mm.cli import app
 from infinity_mm.engines.base import (
     Capabilities,
     Failure,
@@ -160,8 +162,28 @@ def test_the_questions_of_a_run_are_taken_once_with_the_tags_of_their_image(tmp_
     assert [len(request.images) for request in teacher.asked] == [1, 1]
 
 
-def test_a_flat_tree_is_chosen_from_in_one_step(source: Path, tmp_path: Path) -> None:
+def test_a_flat_tree_is_chosen_from_in_one_step(tmp_path: Path) -> None:
     types = [(name, f"{name} it.", [f"{name} this.", f"{name} that."]) for name in ("count", "read")]
     plain = [{"name": n, "definition": d, "examples": e} for n, d, e in types]
     (tmp_path / "flat.yaml").write_text(json.dumps({"name": "flat", "types": plain}))
     assert below(Tree.load(str(tmp_path / "flat.yaml")), "") == {"count": "count it.", "read": "read it."}
+
+
+def test_the_command_labels_with_the_engine_of_a_file(tmp_path: Path) -> None:
+    questions, engine, out = tmp_path / "questions.jsonl", tmp_path / "engine.yaml", tmp_path / "seeds.jsonl"
+    questions.write_text(json.dumps({"question": "How many circles are there?", "tags": ["circle"]}) + "\n")
+    engine.write_text("{kind: transformers, model: nano-teacher}\n")
+    command = [
+        "label-seeds",
+        str(questions),
+        "--out",
+        str(out),
+        "--engine",
+        str(engine),
+        "--tree",
+        "windtunnel",
+    ]
+    done = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert found["seeds"] + sum(found["rejected"].values()) == 1
+    assert len(rows(out)) + len(rows(tmp_path / "seeds.rejected.jsonl")) == 1
