@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infinity_mm.record import Tag
+from infinity_mm.taxonomy.clip_tagger import ClipTagger
 from infinity_mm.taxonomy.plan_pass import PlanConfig, Planner
 from infinity_mm.taxonomy.quotas import NONE, Candidates
-from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig, choose_tags
+from infinity_mm.taxonomy.tagger import TaggerConfig, choose_tags
 from infinity_mm.windtunnel import questions, world
 from infinity_mm.windtunnel.tags import tags as true_tags
 

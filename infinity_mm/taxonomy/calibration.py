@@ -66,14 +66,15 @@ class Calibration:
         """Read what `save` wrote."""
         try:
             plain = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            curves = {tag: build(Curve, curve, where=path) for tag, curve in plain.pop("curves").items()}
+            curves[ALL]  # what tags without a curve of their own are read by
+            return cls(curves=curves, **plain)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise explain(
-                what=f"no calibration can be read: {error}",
+                what=f"no calibration can be read: {type(error).__name__}: {error}",
                 where=f"tagger.calibration: {path}",
                 fix="make one with `infinity-mm calibrate-tags LABELS --out FILE`",
             ) from error
-        curves = {tag: build(Curve, curve, where=path) for tag, curve in plain.pop("curves").items()}
-        return cls(curves=curves, **plain)
 
     def save(self, path: Path) -> None:
         """Write it as JSON that a person can read."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.errors import explain
 from infinity_mm.record import digest
-from infinity_mm.taxonomy.tagger import LogitTagger, TaggerConfig, state_hash
+from infinity_mm.taxonomy.clip_tagger import state_hash
+from infinity_mm.taxonomy.tagger import LogitTagger, TaggerConfig
 
 if TYPE_CHECKING:
     import torch

@@ -20,13 +20,13 @@ from infinity_mm.engines.simulate import SimulatedSpec
 from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample, canonical_json, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.taxonomy.calibration import Calibration
+from infinity_mm.taxonomy.clip_tagger import weights_on_disk
 from infinity_mm.taxonomy.tagger import (
     Tagger,
     TaggerConfig,
     choose_tags,
     needs_tags,
     open_tagger,
-    weights_on_disk,
     with_tags,
 )
 from infinity_mm.taxonomy.vlm_tagger import VlmTagger

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from infinity_mm.cli import app
 from infinity_mm.errors import UserError
 from infinity_mm.taxonomy.calibrate import calibrate
-from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig
+from infinity_mm.taxonomy.clip_tagger import ClipTagger
+from infinity_mm.taxonomy.tagger import TaggerConfig
 from infinity_mm.windtunnel import tags, world
 
 

@@ -84,9 +84,15 @@ def test_a_file_holds_all_of_it_and_another_curve_has_another_fingerprint(tmp_pa
     assert other.fingerprint != made.fingerprint
 
 
-def test_a_file_that_is_none_is_an_error_with_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="calibrate-tags"):
-        Calibration.load(str(tmp_path / "nothing.json"))
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"curves": {"dog": {}}, "tagger": "t"}', '{"curves": {"*": {"slop": 1}}}']
+)
+def test_a_file_that_is_none_is_an_error_with_the_command(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "calibration.json"
+    for _ in range(2):
+        with pytest.raises(UserError, match="calibrate-tags"):
+            Calibration.load(str(file))
+        file.write_text(text)
 
 
 @given(

@@ -20,10 +20,11 @@ from infinity_mm.runtime.runner import run_passes
 from infinity_mm.sources.config import SourceConfig
 from infinity_mm.sources.read_pass import ReadConfig, ReadPass
 from infinity_mm.sources.unique_pass import UniquePass
+from infinity_mm.taxonomy.clip_tagger import ClipTagger
 from infinity_mm.taxonomy.mapping import Seed
 from infinity_mm.taxonomy.plan_pass import PlanConfig, Planner, PlanPass
 from infinity_mm.taxonomy.tag_pass import TagPass, TagWorker
-from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig, choose_tags
+from infinity_mm.taxonomy.tagger import TaggerConfig, choose_tags
 from infinity_mm.windtunnel import questions, world
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from infinity_mm.taxonomy.calibration import Calibration, Curve
-from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig, choose_tags
+from infinity_mm.taxonomy.clip_tagger import ClipTagger
+from infinity_mm.taxonomy.tagger import TaggerConfig, choose_tags
 
 open_clip: Any = pytest.importorskip("open_clip")
 
