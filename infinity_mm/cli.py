@@ -253,6 +253,66 @@ def tree(
 
 
 @app.command()
+def label_seeds(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .jsonl file with rows of `question`, `tags`, maybe `type`; or a run whose pass `tag` is done."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write, for plan.seeds.")],
+    engine: Annotated[
+        Path, typer.Option(help="YAML file with the keys of engines.teacher: kind, model, ...")
+    ],
+    tree: Annotated[str, typer.Option(help="Instruction tree, as for plan.tree.")] = "default",
+    show_images: Annotated[
+        bool, typer.Option("--show-images", help="A run's images go to the model with the questions.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a model say of which type known questions are: seeds for the mapping from tags to types.
+
+    The replies are journaled beside the file: the same command again goes on where it was. What gets no type is listed
+    with its reason beside the seeds.
+    """
+    import asyncio
+
+    from infinity_mm.config import load_config
+    from infinity_mm.engines.spec import EngineConfig
+    from infinity_mm.taxonomy.label_seeds import label_seeds as run
+    from infinity_mm.taxonomy.tree import Tree
+
+    spec = load_config(EngineConfig, engine, []).spec()
+    with _console(as_json).status(f"labelling {source}"):
+        found = asyncio.run(run(source, out, tree=Tree.load(tree), spec=spec, show_images=show_images))
+    _print_json(found) if as_json else Console().print_json(json.dumps(found))
+
+
+@app.command()
+def calibrate_tags(
+    labels: Annotated[Path, typer.Argument(help="JSONL rows of `image`, `tags` and maybe `absent`.")],
+    out: Annotated[Path, typer.Option(help="The JSON file to write, for tagger.calibration.")],
+    model: Annotated[str, typer.Option(help="As tagger.model.")],
+    vocabulary: Annotated[str, typer.Option(help="As tagger.vocabulary.")] = "general",
+    prompt: Annotated[str, typer.Option(help="As tagger.prompt.")] = "a photo of {tag}",
+    isotonic: Annotated[bool, typer.Option("--isotonic", help="Any rising curve; for many labels.")] = False,
+    min_labels: Annotated[
+        int, typer.Option(help="Images with a tag, and without, that it needs for a curve of its own.", min=1)
+    ] = 10,
+    as_json: JsonFlag = False,
+) -> None:
+    """Turn a tagger's scores into probabilities, from images whose true tags are known."""
+    from infinity_mm.taxonomy.calibrate import calibrate
+    from infinity_mm.taxonomy.tagger import TaggerConfig
+
+    config = TaggerConfig(model=model, vocabulary=vocabulary, prompt=prompt)
+    method = "isotonic" if isotonic else "platt"
+    with _console(as_json).status(f"tagging the images of {labels}"):
+        found = calibrate(labels, config, method=method, min_labels=min_labels, out=out)
+    _print_json(found) if as_json else Console().print_json(json.dumps(found))
+
+
+@app.command()
 def doctor(
     endpoint: Annotated[str | None, typer.Option(help="A model server that a run will ask.")] = None,
     run_dir: Annotated[

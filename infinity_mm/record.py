@@ -90,6 +90,8 @@ class Tag:
 
     name: str
     score: float
+    calibrated: bool = False
+    """Whether the score is a probability fitted to known images, or only ranks the tags of an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

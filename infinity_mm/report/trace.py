@@ -38,6 +38,7 @@ from infinity_mm.synth.ids import is_source, num_source_turns
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 from infinity_mm.taxonomy.mapping import TypeMapping
 from infinity_mm.taxonomy.plan_pass import MAPPING_FILE, PLAN_FILE
+from infinity_mm.taxonomy.vlm_tagger import PROMPTS as TAG_PROMPTS
 
 NOT_RECORDED = "not recorded"
 _MOST_MATCHES = 10
@@ -376,12 +377,14 @@ def _image(
     return facts | {
         "images": [{k: v for k, v in ref.items() if v is not None} for ref in sample["images"]],
         "tags": tags if tags is not None else NOT_RECORDED,
-        "tagger": "came with the image" if _tags_came(family) else config.get("tagger", NOT_RECORDED),
+        "tagger": "came with the image" if _tags_came(family, config) else config.get("tagger", NOT_RECORDED),
     }
 
 
-def _tags_came(family: _Family) -> bool:
-    """Whether the source had tags: then no tagger was asked."""
+def _tags_came(family: _Family, config: Mapping[str, Any]) -> bool:
+    """Whether the source had tags and they stand: then no tagger was asked."""
+    if (config.get("tagger") or {}).get("source_tags", "keep") != "keep":
+        return False
     records = [one for one in family.records.values() if one["pass"] == "read" and one["sample"]]
     return any(one["sample"]["tags"] is not None for one in records)
 
@@ -394,15 +397,15 @@ def _plan(
     units = list(entries(run.run_dir, manifest)) if manifest else []
     if not units or f"file/{PLAN_FILE}" not in units[0].objects:
         return NOT_RECORDED
-    planned, counts, weights = [], Counter[str](), {}
+    planned, counts, mapping = [], Counter[str](), TypeMapping(weights={})
     for entry in units:
         plan = json.loads(read_object(run.run_dir, entry.objects[f"file/{PLAN_FILE}"]))
         counts.update(question["type"] for questions in plan.values() for question in questions)
         planned += list(enumerate(plan.get(image_id(id_), [])))
         if f"file/{MAPPING_FILE}" in entry.objects:
-            weights |= json.loads(read_object(run.run_dir, entry.objects[f"file/{MAPPING_FILE}"]))["weights"]
+            mapping = TypeMapping.from_json(read_object(run.run_dir, entry.objects[f"file/{MAPPING_FILE}"]))
     tags = [Tag(**tag) for tag in (sample or {}).get("tags") or ()]
-    fits = TypeMapping(weights=weights).score(tags)
+    fits = mapping.score(tags)
     best = max(fits.values(), default=0.0)
     wanted = id_.partition(".")[2].partition(".")[0]
     settings = config.get("plan", {})
@@ -415,7 +418,7 @@ def _plan(
             "fit": round(fits[question["type"]], 4) if question["type"] in fits else None,
             "fit_rank": list(fits).index(question["type"]) + 1 if question["type"] in fits else None,
             "num_types_that_fit": sum(1 for v in fits.values() if v >= settings.get("min_fit", 0) * best),
-            "best_tags": _best_tags(tags, weights.get(question["type"], {})),
+            "best_tags": _best_tags(tags, mapping.weights.get(question["type"], {})),
             "planned_of_type": counts[question["type"]],
             "planned_in_all": counts.total(),
             "types_in_plan": len(counts),
@@ -492,6 +495,14 @@ def _calls(
 def _settings(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """From run.json: what the stage was configured with, and the engine that it asked."""
     stage, _, step = label.partition(".")
+    if stage == "tag":
+        tagger = dict(config.get("tagger") or {})
+        engine = tagger.pop("engine", None) or {}
+        return {
+            "stage": tagger,
+            "role": "tagger",
+            "engine": {name: value for name, value in engine.items() if value is not None},
+        }
     role = "judge" if "judge" in (stage, step) else "scorer" if stage == "loss" else "teacher"
     if stage == "blind":
         role = (config.get("blind") or {}).get("role", "teacher")
@@ -513,12 +524,15 @@ def _revision(model: str, engine: Mapping[str, Any]) -> str:
 
 
 def _prompt_texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """`name@hash` -> text, of the prompt set installed now: right where the hash is the same."""
-    try:
-        prompts = PromptSet.load(config["prompts"])
-    except (KeyError, UserError):
-        return {}
-    return {f"{name}@{prompts.hash(name)}": text for name, text in prompts.texts.items()}
+    """`name@hash` -> text, of the prompt sets installed now: right where the hash is the same."""
+    found: dict[str, str] = {}
+    for name in (config.get("prompts", "default"), TAG_PROMPTS):
+        try:
+            prompts = PromptSet.load(name)
+        except UserError:
+            continue
+        found |= {f"{prompt}@{prompts.hash(prompt)}": text for prompt, text in prompts.texts.items()}
+    return found
 
 
 def _judgement(sample: Mapping[str, Any] | None, config: Mapping[str, Any]) -> dict[str, Any] | str:

@@ -88,7 +88,7 @@ class SynthConfig(JourneyConfig):
         return [
             ReadPass(config=self.read),
             UniquePass(),
-            TagPass(config=self.tagger),
+            TagPass(config=self.tagger, journal=self.journal),
             PlanPass(config=self.plan, seed=self.seed),
             *self.passes_from_journeys(),
         ]

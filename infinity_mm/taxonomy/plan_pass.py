@@ -1,39 +1,42 @@
 """Pass `plan`: which types of question each image gets, decided over the whole set at once.
 
-seeds --fit--> mapping                    all tagged samples, in id order
-                  \\--score--> image -> suitable types --quotas--> image -> types --examples--> plan.json
+driver:  seeds --fit--> mapping; tagged samples, unit by unit --score--> suitable types --quotas--> types of each image
+workers: samples of a unit, their types --examples--> samples, plan.json of the unit
+
+The driver holds numbers only, some hundred bytes an image, so that ten million images fit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
+
 from infinity_mm.config import to_plain
 from infinity_mm.errors import explain
-from infinity_mm.record import Dropped, Emitted, Outcome, Sample, canonical_json, digest, rng_for, settle
+from infinity_mm.record import Dropped, Emitted, Outcome, Sample, Tag, canonical_json, digest, rng_for, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
-from infinity_mm.taxonomy.mapping import Seed, TypeMapping, fit_mapping
-from infinity_mm.taxonomy.quotas import assign_types
+from infinity_mm.taxonomy.mapping import MappingConfig, Seed, fit_mapping
+from infinity_mm.taxonomy.quotas import NONE, Candidates
 from infinity_mm.taxonomy.seeds import load_seeds
 from infinity_mm.taxonomy.tree import Tree
 
 if TYPE_CHECKING:
     from infinity_mm.runtime.run import Run
 
-UNIT = "00000"
-"""The only unit of the pass."""
 PLAN_FILE = "plan.json"
-"""Image sample id -> list of {"type", "examples": [two questions], "styles": [allowed answer styles]}."""
+"""Image sample id -> list of {"type", "examples": [two questions], "styles": [allowed answer styles]}; one per unit."""
 MAPPING_FILE = "mapping.json"
-"""The fitted mapping, for people: best tags of each type, best types of each tag, all weights."""
+"""The fitted mapping, for people: best tags of each type, best types of each tag, all weights; in the first unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +51,14 @@ class PlanConfig:
     """Training scenes that the mapping is fitted on, with seeds: windtunnel."""
     questions_per_image: int = 4
     """Most types one image gets; fewer if fewer suit it."""
+    mapping: MappingConfig = field(default_factory=MappingConfig)
+    """Which TF-IDF."""
     min_fit: float = 0.5
     """A type suits an image if its score is at least this share of the image's best. On the wind tunnel, with true
     tags, 89, 93 and 95 % of the planned questions could in truth be asked at 0.3, 0.5 and 0.7 (by chance 24 %); less
     leaves more choice where a tree has few tags for each type."""
+    top_k: int = 24
+    """Most types that suit one image by its tags, best first: what the plan can choose from, at 8 bytes of memory."""
     shares: dict[str, float] = field(default_factory=dict)
     """Weight of a type's quota by path or beginning of a path (`ocr`, `chart/extreme`), the longest match wins;
     default 1, and 0 switches a type off. A sensitive type is on only if it is here with its whole path."""
@@ -59,9 +66,10 @@ class PlanConfig:
     """Whether all types that the tree marks as sensitive (`infinity-mm tree` shows them) are asked for as well."""
 
     def __post_init__(self) -> None:
-        if self.questions_per_image < 1 or self.num_seed_scenes < 1 or not 0 <= self.min_fit <= 1:
+        counts = (self.questions_per_image, self.num_seed_scenes, self.top_k)
+        if min(counts) < 1 or not 0 <= self.min_fit <= 1:
             raise explain(
-                what="questions_per_image and num_seed_scenes must be 1 or more, min_fit 0 to 1",
+                what="questions_per_image, num_seed_scenes and top_k must be 1 or more, min_fit 0 to 1",
                 where="plan (configuration)",
                 fix="leave them out to get the defaults",
             )
@@ -74,7 +82,7 @@ class PlanConfig:
 @final
 @dataclass(frozen=True, kw_only=True)
 class PlanPass:
-    """P1, second half: one unit over the whole set; samples go through unchanged, the plan is a file beside them."""
+    """P1, second half: samples go through unchanged, their plan is a file beside them."""
 
     config: PlanConfig = field(default_factory=PlanConfig)
     seed: int
@@ -93,8 +101,16 @@ class PlanPass:
         )
 
     def units(self, run: Run) -> Sequence[Unit]:
-        """One: quotas look at all images."""
-        return [Unit(id=UNIT, payload=None)]
+        """One per unit before. The quotas look at all images here; a unit's payload says what became of its own."""
+        manifest = run.manifest(self.after)
+        assert manifest is not None, f"pass {self.name} runs after {self.after}"
+        chosen = Planner(self.config, seed=self.seed).choose(
+            run.unit_samples(self.after, unit) for unit in manifest.units
+        )
+        return [
+            Unit(id=unit, payload={"types": types, "is_first": unit == manifest.units[0]})
+            for unit, types in zip(manifest.units, chosen, strict=True)
+        ]
 
     def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
         """Nothing to start."""
@@ -109,88 +125,92 @@ class PlanPass:
 class _PlanWorker:
     def __init__(self, pass_: PlanPass, run: Run) -> None:
         self._pass, self._run = pass_, run
+        self._planner = Planner(pass_.config, seed=pass_.seed)
 
     async def run(self, unit: Unit) -> UnitResult:
-        return await asyncio.to_thread(self._work)
+        return await asyncio.to_thread(self._work, unit)
 
-    def _work(self) -> UnitResult:
-        config, name = self._pass.config, self._pass.name
-        tree = Tree.load(config.tree)
-        seeds = load_seeds(config.seeds, tree, num_scenes=config.num_seed_scenes)
-        mapping = fit_mapping(seeds, tree.leaves)
-        samples = sorted(self._run.samples(self._pass.after), key=lambda sample: sample.id)
-        plan = make_plan(
-            samples, tree=tree, mapping=mapping, seeds=seeds, config=config, seed=self._pass.seed
-        )
+    def _work(self, unit: Unit) -> UnitResult:
+        name, planner = self._pass.name, self._planner
+        samples = self._run.unit_samples(self._pass.after, unit.id)
+        plan = planner.plan(samples, unit.payload["types"])
         outcomes: list[Outcome] = [
             Emitted(sample=sample) if plan[sample.id] else _dropped(sample, name) for sample in samples
         ]
         ids = [sample.id for sample in samples]
         asked = Counter(entry["type"] for entries in plan.values() for entry in entries)
-        shares = tree.shares(config.shares, include_sensitive=config.include_sensitive)
+        planned = {id_: entries for id_, entries in plan.items() if entries}
+        files = {PLAN_FILE: canonical_json(planned).encode()}
+        if unit.payload["is_first"]:
+            about = {"tree": planner.tree.name, "tree_version": planner.tree.version}
+            files[MAPPING_FILE] = planner.mapping.to_json(about).encode()
         return UnitResult(
             input_ids=ids,
             samples=[outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)],
             fates=settle(name, ids, outcomes),
             dropped=[
-                {
-                    "id": o.id,
-                    "stage": o.stage,
-                    "reason": o.reason,
-                    "sample": o.sample,
-                }
+                {"id": o.id, "stage": o.stage, "reason": o.reason, "sample": o.sample}
                 for o in outcomes
                 if isinstance(o, Dropped)
             ],
-            metrics={
-                "images": len(samples),
-                "questions_planned": asked.total(),
-                "types_planned": len(asked),
-                "types_without_images": sum(share > 0 for share in shares.values()) - len(asked),
-            },
-            files={
-                PLAN_FILE: canonical_json(
-                    {id_: entries for id_, entries in plan.items() if entries}
-                ).encode(),
-                MAPPING_FILE: canonical_json(
-                    {"tree": tree.name, "tree_version": tree.version} | mapping.to_plain()
-                ).encode(),
-            },
+            metrics={"images": len(samples), "questions_planned": asked.total()}
+            | {f"planned.{type_}": asked[type_] for type_ in planner.types},
+            files=files,
         )
 
 
-def make_plan(
-    samples: Sequence[Sample],
-    *,
-    tree: Tree,
-    mapping: TypeMapping,
-    seeds: Sequence[Seed],
-    config: PlanConfig,
-    seed: int,
-) -> dict[str, list[dict[str, Any]]]:
-    """Sample id -> its questions to be; an empty list where no type suits the image."""
-    shares = tree.shares(config.shares, include_sensitive=config.include_sensitive)
-    anywhere = [path for path, leaf in tree.leaves.items() if leaf.any_image]
-    suitable = {}
-    for sample in samples:
-        scores = {path: score for path, score in mapping.score(sample.tags or ()).items() if shares[path] > 0}
-        least = config.min_fit * max(scores.values(), default=0.0)
-        fitting = {path: score for path, score in scores.items() if score >= least}
+@final
+class Planner:
+    """Tree, seeds and the mapping fitted on them; from samples to their plan in two steps."""
+
+    def __init__(self, config: PlanConfig, *, seed: int, seeds: Sequence[Seed] | None = None) -> None:
+        """`seeds`: instead of those that the configuration names."""
+        self.tree = Tree.load(config.tree)
+        if seeds is None:
+            seeds = load_seeds(config.seeds, self.tree, num_scenes=config.num_seed_scenes)
+        self.mapping = fit_mapping(seeds, self.tree.leaves, config.mapping)
+        self._config, self._seed = config, seed
+        self._shares = self.tree.shares(config.shares, include_sensitive=config.include_sensitive)
+        self.types = tuple(path for path in self.tree.leaves if self._shares[path] > 0)
+        """What may be asked, in the tree's order."""
+        self._anywhere = [path for path in self.types if self.tree.leaves[path].any_image]
+        self._pools = _example_pools(self.tree, seeds)
+
+    def choose(self, units: Iterable[Sequence[Sample]]) -> list[str]:
+        """For each unit what `plan` takes: the types of its samples, as text, a few bytes a question."""
+        candidates = Candidates(self.types)
+        sizes: list[int] = []
+        for samples in units:
+            candidates.add({sample.id: self.suitable(sample.tags or ()) for sample in samples})
+            sizes.append(len(samples))
+        rows = candidates.assign(per_image=self._config.questions_per_image, shares=self._shares)
+        ends = np.cumsum(sizes, dtype=np.int64)[:-1]
+        parts = np.split(rows.astype("<u2", copy=False), ends) if sizes else []
+        return [base64.b64encode(part.tobytes()).decode() for part in parts]
+
+    def suitable(self, tags: Sequence[Tag]) -> dict[str, float]:
+        """The types that suit an image, with scores."""
+        scores = {type_: s for type_, s in self.mapping.score(tags).items() if self._shares[type_] > 0}
+        least = self._config.min_fit * max(scores.values(), default=0.0)
+        fitting = [(type_, score) for type_, score in scores.items() if score >= least][: self._config.top_k]
         # What suits any image comes after what its tags speak for; without tags it is all there is.
-        suitable[sample.id] = {path: least or 1.0 for path in anywhere if shares[path] > 0} | fitting
-    types = assign_types(suitable, per_image=config.questions_per_image, shares=shares)
-    pools = _example_pools(tree, seeds)
-    return {
-        sample.id: [
-            {
-                "type": path,
-                "examples": rng_for(seed, "plan", f"{sample.id}/{path}").sample(pools[path], 2),
-                "styles": list(tree.leaves[path].styles),
-            }
-            for path in types[sample.id]
-        ]
-        for sample in samples
-    }
+        return dict.fromkeys(self._anywhere, least or 1.0) | dict(fitting)
+
+    def plan(self, samples: Sequence[Sample], types: str) -> dict[str, list[dict[str, Any]]]:
+        """Sample id -> its questions to be, from `choose`; an empty list where no type suits the image."""
+        rows = np.frombuffer(base64.b64decode(types), "<u2").reshape(-1, self._config.questions_per_image)
+        return {
+            sample.id: [self._entry(sample, self.types[number]) for number in row if number != NONE]
+            for sample, row in zip(samples, rows.tolist(), strict=True)
+        }
+
+    def _entry(self, sample: Sample, type_: str) -> dict[str, Any]:
+        rng = rng_for(self._seed, "plan", f"{sample.id}/{type_}")
+        return {
+            "type": type_,
+            "examples": rng.sample(self._pools[type_], 2),
+            "styles": list(self.tree.leaves[type_].styles),
+        }
 
 
 def _example_pools(tree: Tree, seeds: Sequence[Seed]) -> dict[str, list[str]]:

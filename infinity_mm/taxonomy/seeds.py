@@ -1,23 +1,24 @@
 """Seed data for the mapping: which tags images had about which a type of question was asked.
 
 wind tunnel: training scenes -> (tags of the scene, type, question)
-JSONL file:  {"tags": [...], "type": "category/group/type", "question": "..."}
+JSONL file:  {"tags": [...], "type": "category/group/type" or an alias, "question": "..."}; `label-seeds` writes such
 tree:        the typical tags written at each type
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from infinity_mm.errors import explain
+from infinity_mm.taxonomy.json_lines import bad_row, read_rows, strings
 from infinity_mm.taxonomy.mapping import Seed
 from infinity_mm.taxonomy.tree import Tree
 
 SEED_WORLD = 4
 """World of the seed scenes; only its training side is used, so nothing held out is looked at."""
+_FORM = '{"tags": ["..."], "type": "category/group/type", "question": "..."}'
 
 
 def load_seeds(name: str, tree: Tree, *, num_scenes: int) -> list[Seed]:
@@ -42,30 +43,16 @@ def _windtunnel(num_scenes: int) -> Iterator[Seed]:
 
 
 def _file(file: Path, tree: Tree) -> Iterator[Seed]:
-    if not file.is_file():
-        raise explain(
-            what=f"there are no seeds `{file}`",
-            where="plan.seeds (configuration)",
-            fix="use windtunnel, tree, or the path of a JSONL file",
-        )
-    # Not splitlines(): it also splits at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-            tags, type_, question = tuple(row["tags"]), row["type"], row.get("question")
-        except (ValueError, KeyError, TypeError) as error:
+    for where, row in read_rows(file, form=_FORM):
+        label, question = row.get("type"), row.get("question")
+        tags = strings(row, "tags", where=where, form=_FORM)
+        if not isinstance(label, str):
+            raise bad_row("`type` is no string", where=where, form=_FORM)
+        type_ = label if label in tree.leaves else tree.find(label)
+        if type_ is None:
             raise explain(
-                what=f"not a seed: {type(error).__name__}: {error}",
+                what=f"the tree `{tree.name}` has no type `{label}`",
                 where=where,
-                fix='write {"tags": ["..."], "type": "category/group/type", "question": "..."}',
-            ) from error
-        if type_ not in tree.leaves:
-            raise explain(
-                what=f"the tree `{tree.name}` has no type `{type_}`",
-                where=where,
-                fix="use a type of the tree",
+                fix="use a type of the tree, or an alias of one",
             )
-        yield Seed(tags=tags, type=type_, question=question)
+        yield Seed(tags=tags, type=type_, question=question if isinstance(question, str) else None)

@@ -1,21 +1,19 @@
-"""A zero-shot image tagger: an open_clip model and a vocabulary.
+"""Image taggers: their configuration, what they have in common, and which of their tags count.
 
-    pictures --image tower--> \\
-    tags ------text tower--> cosines --calibration, sigmoid, or softmax against a neutral text--> score per tag
+pictures --logits of every tag--> calibration, or their sigmoid --> scores --top_k, min_score--> tags of an image
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol, final, runtime_checkable
 
-from infinity_mm.errors import explain, need
-from infinity_mm.record import Tag, canonical_json, digest
-from infinity_mm.taxonomy.vocabulary import load_vocabulary
+from infinity_mm.engines.spec import EngineConfig
+from infinity_mm.errors import explain
+from infinity_mm.record import Sample, Tag, digest
+from infinity_mm.taxonomy.calibration import Calibration
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +30,8 @@ class TaggerConfig:
     model: str = "nano-clip"
     """`nano-clip`, the path of a folder made by train/clip.py, or what open_clip knows: `name/pretrained` such as
     `ViT-B-32/laion2b_s34b_b79k` (what follows the first slash may be the path of a file), `hf-hub:owner/name`,
-    `local-dir:/path`. `none` gives no tags: every image gets types that suit any image."""
+    `local-dir:/path`. `ram:/path` of its weights is RAM++. `vlm` asks `engine`. `none` gives no tags besides those that
+    came with the images; an image without any gets types that suit any image."""
     vocabulary: str = "windtunnel"
     """`windtunnel`, `general`, or the path of a text file with one tag per line."""
     prompt: str = "{tag}"
@@ -42,13 +41,37 @@ class TaggerConfig:
     min_score: float = 0.5
     """Least score of a tag."""
     batch_images: int = 32
+    calibration: str | None = None
+    """File that `infinity-mm calibrate-tags` made for this model, vocabulary and prompt: scores are probabilities."""
+    source_tags: Literal["keep", "merge", "ignore"] = "keep"
+    """Tags that came with an image (Infinity-MM's are RAM++'s): `keep` takes them as they are and tags only images
+    without, `merge` adds the tagger's, the higher score counting where both say it, `ignore` has only the tagger's."""
+    engine: EngineConfig | None = None
+    """vlm: the model that is asked."""
+    list_vocabulary: bool = True
+    """vlm: whether the vocabulary is in the prompt, before the image, where a prefix cache pays for it once; without
+    it the model names what it sees, and words of the vocabulary count."""
+    max_new_tokens: int = 512
+    """vlm: room for the tags; a reply that needs more keeps those that came whole."""
 
     def __post_init__(self) -> None:
+        if (self.model == "vlm") != (self.engine is not None):
+            raise explain(
+                what="a VLM tags if, and only if, tagger.model is `vlm`, and it is tagger.engine that is asked",
+                where="tagger (configuration)",
+                fix="give both or neither; tagger.engine takes the keys of engines.teacher",
+            )
         if "{tag}" not in self.prompt:
             raise explain(
                 what=f"the prompt `{self.prompt}` has no place for the tag",
                 where="tagger.prompt (configuration)",
                 fix="write {tag} where the tag goes, for example `a photo of {tag}`",
+            )
+        if self.calibration is not None and self.model in ("vlm", "none"):
+            raise explain(
+                what=f"a calibration is for models that give every tag a logit, not for `{self.model}`",
+                where="tagger.calibration (configuration)",
+                fix="leave it out",
             )
         if not 1 <= self.top_k <= _KEPT_SCORES or not 0 <= self.min_score < 1 or self.batch_images < 1:
             raise explain(
@@ -56,6 +79,12 @@ class TaggerConfig:
                 where="tagger (configuration)",
                 fix=f"top_k is 1 to {_KEPT_SCORES}, min_score at least 0 and below 1, batch_images at least 1",
             )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are probabilities that were fitted to known images."""
+        brings_its_own = self.model == "nano-clip" or os.path.isabs(self.model)
+        return brings_its_own or self.calibration is not None
 
 
 @runtime_checkable
@@ -72,33 +101,30 @@ class Tagger(Protocol):
         ...
 
 
-@final
-class ClipTagger:
-    """Any open_clip model, nano-clip included."""
+class LogitTagger:
+    """What taggers have in common that give every tag of a vocabulary a logit."""
 
-    def __init__(self, config: TaggerConfig) -> None:
-        vocabulary = load_vocabulary(config.vocabulary)
-        texts = [config.prompt.format(tag=tag) for tag in vocabulary]
-        loaded = _load_nano(config.model, vocabulary, texts) or _load_open_clip(config.model, texts)
-        self._vocabulary, self._loaded = vocabulary, loaded
-        self.fingerprint = digest(
-            "clip-tagger", loaded.fingerprint, canonical_json(list(vocabulary)), config.prompt
-        )
+    def __init__(self, config: TaggerConfig, vocabulary: Sequence[str], fingerprint: str) -> None:
+        self.vocabulary = tuple(vocabulary)
+        self.fingerprint = fingerprint
         """See `Tagger`."""
+        self._calibration: Calibration | None = None
+        if config.calibration is not None:
+            self._calibration = load_calibration(config.calibration, fingerprint)
+            self.fingerprint = digest(fingerprint, self._calibration.fingerprint)
+
+    def logits(self, pictures: Sequence[Image]) -> torch.Tensor:
+        """(pictures, vocabulary)."""
+        raise NotImplementedError
 
     def scores(self, pictures: Sequence[Image]) -> list[dict[str, float]]:
-        """One forward pass for all pictures."""
-        import torch
-
-        with torch.inference_mode():
-            pixels = torch.stack([self._loaded.preprocess(picture) for picture in pictures])
-            image = self._loaded.model.encode_image(pixels, normalize=True)
-            rows = self._loaded.to_scores(image).tolist()
-        found = []
-        for row in rows:
-            best = sorted(zip(self._vocabulary, row), key=lambda pair: (-pair[1], pair[0]))[:_KEPT_SCORES]
-            found.append({tag: round(score, 4) for tag, score in best})
-        return found
+        """See `Tagger`."""
+        logits = self.logits(pictures)
+        if self._calibration is None:
+            rows = logits.sigmoid().tolist()
+        else:
+            rows = self._calibration.probabilities(self.vocabulary, logits.numpy()).tolist()
+        return [best_scores(dict(zip(self.vocabulary, row))) for row in rows]
 
 
 @final
@@ -112,118 +138,53 @@ class NoTagger:
         return [{} for _ in pictures]
 
 
+def open_tagger(config: TaggerConfig) -> Tagger:
+    """The tagger of pictures that a configuration names; `vlm` is another matter, see `vlm_tagger.py`."""
+    from infinity_mm.taxonomy.clip_tagger import ClipTagger
+    from infinity_mm.taxonomy.ram_tagger import PREFIX, RamTagger
+
+    if config.model == "none":
+        return NoTagger()
+    return RamTagger(config) if config.model.startswith(PREFIX) else ClipTagger(config)
+
+
+def load_calibration(path: str, fingerprint: str) -> Calibration:
+    """Read a calibration and refuse it for another tagger than the one it was fitted for."""
+    calibration = Calibration.load(path)
+    if calibration.tagger != fingerprint:
+        raise explain(
+            what="the calibration was fitted for another tagger, vocabulary or prompt",
+            where=f"tagger.calibration: {path}",
+            fix="make one with `infinity-mm calibrate-tags` and the same tagger settings",
+        )
+    return calibration
+
+
+def best_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """What is journaled of an image: its best tags, rounded."""
+    best = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:_KEPT_SCORES]
+    return {tag: round(score, 4) for tag, score in best}
+
+
 def choose_tags(scores: Mapping[str, float], config: TaggerConfig) -> tuple[Tag, ...]:
     """The tags that count, best first."""
     ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
     return tuple(
-        Tag(name=tag, score=score) for tag, score in ranked[: config.top_k] if score >= config.min_score
+        Tag(name=tag, score=score, calibrated=config.is_calibrated)
+        for tag, score in ranked[: config.top_k]
+        if score >= config.min_score
     )
 
 
-def weights_on_disk(model: str) -> str:
-    """What can be said of a model without loading it: the hash of a local folder's files, else its name."""
-    folder = None if model == "none" else _nano_folder(model)
-    if folder is None:
-        return model
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
-    return digest(
-        *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.name != "metrics.json")
-    )
+def needs_tags(sample: Sample, config: TaggerConfig) -> bool:
+    """Whether the tagger is to look at it; see `source_tags`."""
+    return sample.tags is None or config.source_tags != "keep"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Loaded:
-    model: Any
-    preprocess: Callable[[Image], torch.Tensor]
-    to_scores: Callable[[torch.Tensor], torch.Tensor]
-    fingerprint: str
-
-
-def _nano_folder(model: str) -> Path | None:
-    from infinity_mm.windtunnel.clip import NANO_CLIP
-
-    folder = NANO_CLIP if model == "nano-clip" else Path(model) if os.path.isabs(model) else None
-    if folder is not None and not folder.is_dir():
-        raise explain(
-            what=f"there is no model folder {folder}",
-            where="tagger.model (configuration)",
-            fix="train one with `python train/clip.py --config configs/train/nano_clip.yaml`",
-        )
-    return folder
-
-
-def _load_nano(model: str, vocabulary: Sequence[str], texts: Sequence[str]) -> _Loaded | None:
-    import torch
-
-    from infinity_mm.windtunnel.clip import NanoClip
-
-    folder = _nano_folder(model)
-    if folder is None:
-        return None
-    nano = NanoClip.load(folder)
-    with torch.inference_mode():
-        text = nano.model.encode_text(nano.tokenizer(texts), normalize=True)
-    calibrations = [nano.calibration.get(tag, nano.calibration["*"]) for tag in vocabulary]
-    slope = torch.tensor([calibration.slope for calibration in calibrations])
-    offset = torch.tensor([calibration.offset for calibration in calibrations])
-    return _Loaded(
-        model=nano.model,
-        preprocess=nano.preprocess,
-        to_scores=lambda image: torch.sigmoid(slope * (image @ text.T) + offset),
-        fingerprint=weights_on_disk(model),
-    )
-
-
-def _load_open_clip(model: str, texts: Sequence[str]) -> _Loaded:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise need("open_clip", extra="synth", purpose="tagging images") from error
-    import torch
-
-    # `hf-hub:owner/name` and `local-dir:/path` have slashes of their own and bring their weights with them.
-    name, pretrained = (model, None) if model.startswith(("hf-hub:", "local-dir:")) else _split(model)
-    # open_clip's annotations are unions over its options; this is what these options give.
-    loaded: Any = open_clip.create_model_from_pretrained(name, pretrained=pretrained)
-    network, preprocess = loaded
-    network.eval()
-    neutral = "a photo"
-    with torch.inference_mode():
-        tokens = open_clip.get_tokenizer(name)([*texts, neutral])
-        text = network.encode_text(tokens, normalize=True)
-        scale = network.logit_scale.exp()
-        bias = getattr(network, "logit_bias", None)
-
-    def to_scores(image: torch.Tensor) -> torch.Tensor:
-        cosines = image @ text.T
-        if bias is not None:  # trained with a sigmoid per pair: its own probability
-            return torch.sigmoid(scale * cosines[:, :-1] + bias)
-        # A softmax over all tags would make them rivals; an image has many. So each against a text that says nothing.
-        return torch.sigmoid(scale * (cosines[:, :-1] - cosines[:, -1:]))
-
-    return _Loaded(
-        model=network,
-        preprocess=preprocess,
-        to_scores=to_scores,
-        fingerprint=digest(model, open_clip.__version__, _state_hash(network)),
-    )
-
-
-def _split(model: str) -> tuple[str, str]:
-    name, slash, pretrained = model.partition("/")
-    if not slash:
-        raise explain(
-            what=f"`{model}` names no tagger",
-            where="tagger.model (configuration)",
-            fix="give nano-clip, an absolute path, or name/pretrained such as ViT-B-32/laion2b_s34b_b79k",
-        )
-    return name, pretrained
-
-
-def _state_hash(network: Any) -> str:
-    """Names can be pointed at other weights; the weights themselves cannot."""
-    hasher = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        hasher.update(name.encode())
-        hasher.update(value.contiguous().cpu().numpy().tobytes())
-    return hasher.hexdigest()
+def with_tags(sample: Sample, found: tuple[Tag, ...], config: TaggerConfig) -> Sample:
+    """The sample with what the tagger found, and with its own tags where they are merged."""
+    if config.source_tags == "merge":
+        best = {tag.name: tag for tag in sample.tags or ()}
+        best |= {tag.name: tag for tag in found if tag.name not in best or tag.score > best[tag.name].score}
+        found = tuple(sorted(best.values(), key=lambda tag: (-tag.score, tag.name)))
+    return replace(sample, tags=found)

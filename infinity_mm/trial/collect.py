@@ -20,7 +20,7 @@ from infinity_mm.storage.shards import read_jsonl
 from infinity_mm.synth.ids import question_id
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 from infinity_mm.synth.stages import JourneyConfig
-from infinity_mm.taxonomy.plan_pass import PLAN_FILE, UNIT
+from infinity_mm.taxonomy.plan_pass import PLAN_FILE
 
 KEPT, REPAIRED, DROPPED, FAILED = "kept", "repaired", "dropped", "failed"
 """What became of an answer (or of a question, which is never `repaired`)."""
@@ -116,9 +116,11 @@ def _pass_drops(run: Run) -> Iterator[Mapping[str, Any]]:
 
 
 def _plan(run: Run) -> Mapping[str, Any]:
-    if run.manifest("plan") is None:
-        return {}
-    return json.loads(run.read_file("plan", UNIT, PLAN_FILE))
+    manifest = run.manifest("plan")
+    plan: dict[str, Any] = {}
+    for unit in manifest.units if manifest else ():
+        plan |= json.loads(run.read_file("plan", unit, PLAN_FILE))
+    return plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def journal_lines(run_dir: str | Path) -> list[str]:
 def settings(
     run_dir: str | Path, teacher: Teacher, *more: str, sources: Sequence[str] = SOURCES
 ) -> list[str]:
-    """Overrides of the tiny configuration: 18 images in four units, the journeys in six."""
+    """Overrides of the tiny configuration: 18 images in four units, the journeys in seven."""
     spec = "kind: openai, model: teacher, revision: '1', backoff_s: 0.01"
     return [
         f"run_dir={run_dir}",
@@ -244,7 +244,7 @@ def test_the_recorded_run_has_every_fate_and_its_sums_agree_as_sets_of_ids(recor
     assert summary["images_read"] == 18
     assert summary["pairs_rewritten"] > 0
     assert len(summary["dropped"].keys() | summary["quarantined"].keys()) >= 4
-    assert len([key for key in outputs(recorded) if key.startswith("journeys/") and "shard" in key]) == 6
+    assert len([key for key in outputs(recorded) if key.startswith("journeys/") and "shard" in key]) == 7
 
 
 def test_a_finished_run_started_again_makes_no_call_and_writes_nothing_new(

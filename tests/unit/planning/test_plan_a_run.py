@@ -32,7 +32,7 @@ TINY = Path(__file__).parents[3] / "configs" / "synth" / "tiny.yaml"
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SynthConfig:
-    monkeypatch.setattr(tag_pass, "ClipTagger", FakeTagger)
+    monkeypatch.setattr(tag_pass, "open_tagger", FakeTagger)
     monkeypatch.setitem(spec.KINDS, "fake", FakeSpec)
     return load_config(
         SynthConfig,

@@ -136,7 +136,7 @@ def hostile_names() -> list[str]:
 
 def make_run(home: Path, monkeypatch: pytest.MonkeyPatch, *, model: str = "hostile") -> Run:
     """Images in `home/images`, the run in `home/run`."""
-    monkeypatch.setattr(tag_pass, "ClipTagger", FakeTagger)
+    monkeypatch.setattr(tag_pass, "open_tagger", FakeTagger)
     monkeypatch.setitem(spec.KINDS, "scripted", ScriptSpec)
     names = hostile_names() if model == "hostile" else [f"{n}.png" for n in range(len(HOSTILE))]
     make_images(home / "images", names)

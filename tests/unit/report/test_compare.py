@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("runs")
     mild = ("policy.keep_at=1", "policy.rewrite_at=1")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tag_pass, "ClipTagger", FakeTagger)
+        patch.setattr(tag_pass, "open_tagger", FakeTagger)
         patch.setitem(spec.KINDS, "fake", FakeSpec)
         for name, num_images, seed, policy in (
             ("strict", 5, 1, ()),

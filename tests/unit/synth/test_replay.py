@@ -46,7 +46,7 @@ class FlakySpec(FakeSpec):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SynthConfig]:
     """A finished run that lost answers to a server which has come back since."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tag_pass, "ClipTagger", FakeTagger)
+        patch.setattr(tag_pass, "open_tagger", FakeTagger)
         patch.setitem(spec.KINDS, "fake", FlakySpec)
         config = load_config(
             SynthConfig,

@@ -55,7 +55,7 @@ class FakeTagger:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SynthConfig:
-    monkeypatch.setattr(tag_pass, "ClipTagger", FakeTagger)
+    monkeypatch.setattr(tag_pass, "open_tagger", FakeTagger)
     monkeypatch.setitem(spec.KINDS, "fake", FakeSpec)
     overrides = [
         f"run_dir={tmp_path / 'run'}",

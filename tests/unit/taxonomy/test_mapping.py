@@ -1,18 +1,16 @@
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from infinity_mm.errors import UserError
 from infinity_mm.record import Tag
-from infinity_mm.taxonomy.mapping import Seed, fit_mapping
-from infinity_mm.taxonomy.quotas import assign_types
+from infinity_mm.taxonomy.mapping import MappingConfig, Seed, TypeMapping, fit_mapping
 from infinity_mm.taxonomy.seeds import load_seeds
 from infinity_mm.taxonomy.tree import Tree
 
@@ -55,7 +53,8 @@ def test_seeds_of_unknown_types_are_left_out_and_types_without_seeds_have_no_wei
 
 
 def test_the_artifact_can_be_read_both_ways() -> None:
-    plain = fit_mapping(SEEDS, ["count", "read"]).to_plain()
+    plain = json.loads(fit_mapping(SEEDS, ["count", "read"]).to_json({"tree": "x"}))
+    assert plain["tree"] == "x"
     assert list(plain["best_tags_of_type"]["count"]) == ["car", "street"]
     assert list(plain["best_types_of_tag"]["street"]) == ["count", "read"]
 
@@ -63,44 +62,40 @@ def test_the_artifact_can_be_read_both_ways() -> None:
 def test_the_order_of_seeds_does_not_matter() -> None:
     shuffled = random.Random(0).sample(SEEDS, len(SEEDS))
     types = ["count", "read"]
-    assert fit_mapping(SEEDS, types).to_plain() == fit_mapping(shuffled, types).to_plain()
+    assert fit_mapping(SEEDS, types) == fit_mapping(shuffled, types)
 
 
-def test_a_rare_type_gets_its_share_before_common_ones_fill_its_images() -> None:
-    scores = {f"i{n}": {"common": 1.0, "other": 1.0} for n in range(10)}
-    scores["i3"] = {"common": 1.0, "other": 1.0, "rare": 0.1}
-    taken = assign_types(scores, per_image=1, shares={"common": 1.0, "other": 1.0, "rare": 1.0})
-    counts = Counter(type_ for types in taken.values() for type_ in types)
-    assert taken["i3"] == ["rare"]
-    assert sorted(counts.values()) == [1, 4, 5]
-
-
-def test_shares_steer_how_often_a_type_is_asked() -> None:
-    scores = {f"i{n:02d}": {"a": 1.0, "b": 1.0, "off": 1.0} for n in range(40)}
-    taken = assign_types(scores, per_image=1, shares={"a": 3.0, "b": 1.0, "off": 0.0})
-    counts = Counter(type_ for types in taken.values() for type_ in types)
-    assert counts == {"a": 30, "b": 10}
-
-
-SCORES = st.dictionaries(
-    st.text("abcdef", min_size=1, max_size=3),
-    st.dictionaries(st.sampled_from("uvwxyz"), st.floats(0, 1), max_size=6),
-    max_size=12,
+@pytest.mark.parametrize(
+    ("config", "street", "car"),
+    [
+        (MappingConfig(tf="count", idf="none", unit_length=False), 2.0, 1.0),
+        (MappingConfig(tf="share", idf="none", unit_length=False), 2 / 3, 1 / 3),
+        (MappingConfig(tf="log", idf="none", unit_length=False), 1 + math.log(2), 1.0),
+        (MappingConfig(tf="count", idf="plain", unit_length=False), None, math.log(2)),
+        (MappingConfig(tf="count", idf="smooth", unit_length=False), 2.0, math.log(3 / 2) + 1),
+        (MappingConfig(tf="count", idf="none"), 2 / math.sqrt(5), 1 / math.sqrt(5)),
+    ],
 )
+def test_every_variant_is_its_formula(config: MappingConfig, street: float | None, car: float) -> None:
+    seeds = [*SEEDS, Seed(tags=("street",), type="count")]
+    row = fit_mapping(seeds, ["count", "read"], config).weights["count"]
+    assert row == pytest.approx({"car": car} | ({} if street is None else {"street": street}))
 
 
-@given(scores=SCORES, per_image=st.integers(1, 4), seed=st.integers(0, 9))
-def test_images_get_what_suits_them_and_the_order_of_images_does_not_matter(
-    scores: dict[str, dict[str, float]], per_image: int, seed: int
-) -> None:
-    shares = dict.fromkeys("uvwxy", 1.0)
-    taken = assign_types(scores, per_image=per_image, shares=shares)
-    for image, types in taken.items():
-        suitable = {type_ for type_, score in scores[image].items() if score > 0 and type_ in shares}
-        assert set(types) <= suitable
-        assert len(types) == len(set(types)) == min(per_image, len(suitable))
-    order = random.Random(seed).sample(sorted(scores), len(scores))
-    assert assign_types({i: scores[i] for i in order}, per_image=per_image, shares=shares) == taken
+@pytest.mark.parametrize(("aggregation", "score"), [("weighted_mean", 1.3 / 1.5), ("sum", 1.3), ("max", 1.0)])
+def test_tags_are_put_together_as_the_configuration_says(aggregation: Any, score: float) -> None:
+    mapping = TypeMapping(
+        weights={"count": {"car": 2.0, "street": 0.3}}, config=MappingConfig(aggregation=aggregation)
+    )
+    tags = [Tag(name="car", score=0.5), Tag(name="street", score=1.0)]
+    assert mapping.score(tags)["count"] == pytest.approx(score)
+
+
+def test_a_mapping_is_read_back_as_it_was_written() -> None:
+    mapping = fit_mapping(SEEDS, ["count", "read"], MappingConfig(aggregation="max"))
+    again = TypeMapping.from_json(mapping.to_json({"tree": "x"}))
+    assert again.config == mapping.config
+    assert again.weights["read"] == pytest.approx(mapping.weights["read"], abs=1e-6)
 
 
 def test_wind_tunnel_seeds_cover_every_type_with_questions() -> None:
@@ -118,8 +113,10 @@ def test_tree_seeds_are_the_typical_tags_of_its_types() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "not a seed"),
-        ('{"tags": ["duck"]}', "not a seed: KeyError"),
+        ("{broken", "a row cannot be read"),
+        ('{"tags": ["duck"]}', "`type` is no string"),
+        ('{"tags": "duck", "type": "count"}', "`tags` is no list of strings"),
+        ("[]", "no object"),
         ('{"tags": ["duck"], "type": "no/such/type"}', "no type `no/such/type`"),
     ],
 )
@@ -129,3 +126,11 @@ def test_a_faulty_seed_is_an_error_with_its_line(tmp_path: Path, line: str, mess
     with pytest.raises(UserError, match=message) as error:
         load_seeds(str(file), Tree.load("default"), num_scenes=1)
     assert "line 2" in str(error.value)
+
+
+def test_a_seed_may_be_labelled_with_an_alias(tmp_path: Path) -> None:
+    tree = Tree.load("default")
+    path, alias = next((path, leaf.aliases[0]) for path, leaf in tree.leaves.items() if leaf.aliases)
+    file = tmp_path / "seeds.jsonl"
+    file.write_text(json.dumps({"tags": ["text"], "type": alias.upper()}) + "\n")
+    assert load_seeds(str(file), tree, num_scenes=1) == [Seed(tags=("text",), type=path)]

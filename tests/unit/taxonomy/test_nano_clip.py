@@ -8,7 +8,8 @@ from PIL import Image
 
 from infinity_mm.config import load_config
 from infinity_mm.errors import UserError
-from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig, choose_tags
+from infinity_mm.taxonomy.clip_tagger import ClipTagger
+from infinity_mm.taxonomy.tagger import TaggerConfig, choose_tags
 from infinity_mm.windtunnel import tags, world
 from infinity_mm.windtunnel.clip import NANO_CLIP, ClipShape, NanoClip
 from infinity_mm.windtunnel.clip_tokenizer import NanoTokenizer

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL.Image import Image
@@ -19,18 +20,23 @@ from infinity_mm.runtime.runner import run_passes
 from infinity_mm.sources.config import SourceConfig
 from infinity_mm.sources.read_pass import ReadConfig, ReadPass
 from infinity_mm.sources.unique_pass import UniquePass
-from infinity_mm.taxonomy.mapping import Seed, fit_mapping
-from infinity_mm.taxonomy.plan_pass import PlanConfig, PlanPass, make_plan
+from infinity_mm.taxonomy.clip_tagger import ClipTagger
+from infinity_mm.taxonomy.mapping import Seed
+from infinity_mm.taxonomy.plan_pass import PlanConfig, Planner, PlanPass
 from infinity_mm.taxonomy.tag_pass import TagPass, TagWorker
-from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig, choose_tags
-from infinity_mm.taxonomy.tree import Tree
+from infinity_mm.taxonomy.tagger import TaggerConfig, choose_tags
 from infinity_mm.windtunnel import questions, world
+
+
+def sure(name: str, score: float) -> Tag:
+    """A tag as the default tagger gives it, which brings its calibration."""
+    return Tag(name=name, score=score, calibrated=True)
 
 
 def test_tags_are_the_best_above_the_threshold() -> None:
     config = TaggerConfig(top_k=2, min_score=0.5)
     scores = {"red": 0.7, "star": 0.9, "blue": 0.6, "cross": 0.1}
-    assert choose_tags(scores, config) == (Tag(name="star", score=0.9), Tag(name="red", score=0.7))
+    assert choose_tags(scores, config) == (sure("star", 0.9), sure("red", 0.7))
     assert choose_tags({"red": 0.4}, config) == ()
 
 
@@ -82,7 +88,7 @@ def test_tags_that_came_with_an_image_stand_and_no_tagger_is_asked(
     monkeypatch.setattr(Run, "unit_samples", lambda self, pass_name, unit_id: tagged)
     result = tag(run, tagger)
     assert tagger.num_pictures == result.metrics["images_scored"] == 4
-    assert [sample.tags for sample in result.samples] == [own, *[(Tag(name="red", score=0.9),)] * 4]
+    assert [sample.tags for sample in result.samples] == [own, *[(sure("red", 0.9),)] * 4]
 
 
 def test_an_image_is_scored_once_and_replayed_from_the_journal(tmp_path: Path) -> None:
@@ -90,7 +96,7 @@ def test_an_image_is_scored_once_and_replayed_from_the_journal(tmp_path: Path) -
     first, again = tag(run, tagger), tag(run, tagger)
     assert tagger.num_pictures == 5
     assert first.samples == again.samples
-    assert first.samples[0].tags == (Tag(name="red", score=0.9),)
+    assert first.samples[0].tags == (sure("red", 0.9),)
     assert (first.metrics["images_scored"], again.metrics["images_scored"]) == (5, 0)
 
 
@@ -108,7 +114,6 @@ def image(id_: str, tags: tuple[str, ...]) -> Sample:
     return Sample(id=id_, images=(ref,), tags=tuple(Tag(name=name, score=1.0) for name in tags))
 
 
-TREE = Tree.load("windtunnel")
 SEEDS = [
     Seed(tags=("bar chart",), type="chart/counting/bars", question="Count the bars."),
     Seed(tags=("table",), type="table/structure/items", question="Count the items in the table."),
@@ -116,10 +121,14 @@ SEEDS = [
 ]
 
 
+def make_plan(samples: Sequence[Sample], **options: object) -> dict[str, list[dict[str, Any]]]:
+    planner = Planner(PlanConfig(**options), seed=0, seeds=SEEDS)  # type: ignore[arg-type]
+    (types,) = planner.choose([samples])
+    return planner.plan(samples, types)
+
+
 def plan(samples: Sequence[Sample], **options: object) -> dict[str, list[str]]:
-    config = PlanConfig(**options)  # type: ignore[arg-type]
-    mapping = fit_mapping(SEEDS, TREE.leaves)
-    made = make_plan(samples, tree=TREE, mapping=mapping, seeds=SEEDS, config=config, seed=0)
+    made = make_plan(samples, **options)
     return {id_: [entry["type"] for entry in entries] for id_, entries in made.items()}
 
 
@@ -147,18 +156,28 @@ def test_a_share_of_zero_switches_a_branch_off() -> None:
     assert plan(samples, shares=off) == {"a": ["chart/counting/bars"], "b": []}
 
 
-def test_two_different_examples_of_the_same_type_are_chosen_by_seed_and_sample() -> None:
-    mapping = fit_mapping(SEEDS, TREE.leaves)
-    samples = [image(id_, ("table",)) for id_ in "abcdef"]
-    made = [
-        make_plan(order, tree=TREE, mapping=mapping, seeds=SEEDS, config=PlanConfig(), seed=0)
-        for order in (samples, samples[::-1])
+def test_the_most_types_of_an_image_are_a_bound_on_what_its_tags_speak_for() -> None:
+    seeds = [
+        Seed(tags=("table",) * 1, type=type_)
+        for type_ in ("table/structure/items", "table/structure/columns")
     ]
+    planner = Planner(PlanConfig(top_k=1), seed=0, seeds=[*seeds, Seed(tags=("x",), type=seeds[0].type)])
+    suitable = planner.suitable((Tag(name="table", score=1.0),))
+    assert set(suitable) == {"table/structure/columns", ANYWHERE}
+
+
+def test_two_different_examples_of_the_same_type_are_chosen_by_seed_and_sample() -> None:
+    samples = [image(id_, ("table",)) for id_ in "abcdef"]
+    made = [make_plan(order) for order in (samples, samples[::-1])]
     assert made[0] == made[1]
     pairs = [tuple(entry["examples"]) for entries in made[0].values() for entry in entries]
     assert all(len(set(pair)) == 2 for pair in pairs)
     assert all(set(entry["examples"]) for entries in made[0].values() for entry in entries)
     assert len(set(pairs)) > 1
+
+
+def planned(run: Run, unit: str) -> dict[str, list[dict[str, Any]]]:
+    return json.loads(run.read_file("plan", unit, "plan.json"))
 
 
 def test_the_whole_way_from_drawn_images_to_a_plan(tmp_path: Path) -> None:
@@ -171,7 +190,10 @@ def test_the_whole_way_from_drawn_images_to_a_plan(tmp_path: Path) -> None:
         PlanPass(seed=0),
     ]
     run_passes(passes, run, LocalExecutor())
-    made = json.loads(run.read_file("plan", "00000", "plan.json"))
+    units = [f"{number:05d}" for number in range(3)]
+    made = {id_: entries for unit in units for id_, entries in planned(run, unit).items()}
+    assert [len(planned(run, unit)) for unit in units] == [16, 16, 8]
+    assert json.loads(run.read_file("plan", "00000", "mapping.json"))["tree"] == "windtunnel"
     samples = {sample.id: sample for sample in run.samples("plan")}
     assert set(made) == set(samples)
     assert all(sample.tags for sample in samples.values())

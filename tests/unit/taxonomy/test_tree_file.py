@@ -7,8 +7,7 @@ import pytest
 
 from infinity_mm.errors import UserError
 from infinity_mm.record import ImageRef, Sample
-from infinity_mm.taxonomy.mapping import fit_mapping
-from infinity_mm.taxonomy.plan_pass import PlanConfig, make_plan
+from infinity_mm.taxonomy.plan_pass import PlanConfig, Planner
 from infinity_mm.taxonomy.tree import Tree
 
 FLAT = """\
@@ -36,16 +35,11 @@ def image(id_: str) -> Sample:
 
 
 def test_a_flat_list_plans_images_without_tags_by_its_shares(tmp_path: Path) -> None:
-    tree = Tree.load(written(tmp_path, FLAT))
-    assert list(tree.leaves) == ["count", "color"]
-    plan = make_plan(
-        [image(id_) for id_ in "abcdef"],
-        tree=tree,
-        mapping=fit_mapping([], tree.leaves),
-        seeds=[],
-        config=PlanConfig(questions_per_image=1),
-        seed=0,
-    )
+    planner = Planner(PlanConfig(tree=written(tmp_path, FLAT), questions_per_image=1), seed=0, seeds=[])
+    assert planner.types == ("count", "color")
+    samples = [image(id_) for id_ in "abcdef"]
+    (chosen,) = planner.choose([samples])
+    plan = planner.plan(samples, chosen)
     types = [entry["type"] for entries in plan.values() for entry in entries]
     assert sorted(types) == ["color"] * 2 + ["count"] * 4
 

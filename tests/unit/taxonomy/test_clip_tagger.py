@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from infinity_mm.taxonomy.tagger import ClipTagger, TaggerConfig
+from infinity_mm.taxonomy.calibration import Calibration, Curve
+from infinity_mm.taxonomy.clip_tagger import ClipTagger
+from infinity_mm.taxonomy.tagger import TaggerConfig, choose_tags
 
 open_clip: Any = pytest.importorskip("open_clip")
 
@@ -75,3 +77,17 @@ def test_other_weights_words_or_prompts_have_another_fingerprint(tmp_path: Path)
     }
     assert len(fingerprints) == 4
     assert ClipTagger(TaggerConfig(model=model, vocabulary=vocabulary, top_k=3)).fingerprint in fingerprints
+
+
+def test_any_model_takes_a_calibration_and_says_so_of_its_tags(tmp_path: Path) -> None:
+    model, vocabulary, file = tiny(tmp_path, "tiny-clip"), words(tmp_path), tmp_path / "calibration.json"
+    plain = ClipTagger(TaggerConfig(model=model, vocabulary=vocabulary))
+    curves = {"*": Curve(slope=0.5, offset=-1.0), "duck": Curve(at=(-99.0, 99.0), probability=(0.3, 0.3))}
+    Calibration(tagger=plain.fingerprint, num_images=9, measured={}, curves=curves).save(file)
+    config = TaggerConfig(model=model, vocabulary=vocabulary, calibration=str(file), min_score=0.0)
+    calibrated = ClipTagger(config).scores(PICTURES)[0]
+    logits = dict(zip(plain.vocabulary, plain.logits(PICTURES)[0].tolist()))
+    assert calibrated["duck"] == 0.3
+    assert calibrated["red"] == pytest.approx(1 / (1 + math.exp(1 - 0.5 * logits["red"])), abs=1e-4)
+    assert all(tag.calibrated for tag in choose_tags(calibrated, config))
+    assert not TaggerConfig(model=model).is_calibrated
