@@ -14,8 +14,8 @@ from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage.manifest import Manifest, entries
 from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.cap_pass import capped_ids
 from infinity_mm.synth.journey_pass import PAIRS_FILE
+from infinity_mm.synth.outtake import taken_out
 
 Reasons = dict[str, dict[str, int]]
 """Stage -> reason -> number."""
@@ -48,8 +48,8 @@ class Summary:
     """Of those, with a rewritten answer."""
     conversations: int
     """Published rows."""
-    pairs_capped: int
-    """Pairs taken out of conversations again, because their type had too many that need no image."""
+    pairs_taken_out: dict[str, int]
+    """Pass -> pairs it took out of conversations again: `cap`, `repeats`."""
     types_covered: dict[str, int]
     """Instruction type -> kept pairs."""
     published: list[str]
@@ -68,10 +68,10 @@ def summarise(
     metrics = manifests["journeys"].metrics
     types: Counter[str] = Counter()
     num_rewritten = 0
-    capped = capped_ids(run)
+    taken = taken_out(run)
     for unit in manifests["journeys"].units:
         for line in read_jsonl(run.read_file("journeys", unit, PAIRS_FILE)):
-            if line["id"] in capped:
+            if line["id"] in taken:
                 continue
             types[line["sample"]["instruction_type"]] += 1
             num_rewritten += bool(line["sample"]["previous"])
@@ -91,7 +91,7 @@ def summarise(
         questions_planned=int(manifests["plan"].metrics["questions_planned"]),
         pairs_kept=types.total(),
         pairs_rewritten=num_rewritten,
-        pairs_capped=len(capped),
+        pairs_taken_out=dict(sorted(Counter(taken.values()).items())),
         conversations=manifests["publish"].totals["out"],
         types_covered=dict(sorted(types.items())),
         published=_published(run, manifests["publish"]),
@@ -114,7 +114,7 @@ def _fates(
     manifests: Mapping[str, Manifest], stages: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, int]], Reasons, Reasons]:
     """Fates, drops and quarantines by stage; stages of the journey in their order, between the other passes."""
-    order = ["read", "unique", "tag", "plan", "spread", *stages, "cap", "dedup", "publish"]
+    order = ["read", "unique", "tag", "plan", "spread", *stages, "cap", "dedup", "repeats", "publish"]
     fates: dict[str, dict[str, int]] = {stage: {} for stage in order}
     dropped: Reasons = defaultdict(dict)
     quarantined: Reasons = defaultdict(dict)
