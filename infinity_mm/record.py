@@ -13,8 +13,12 @@ import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
+_encode = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode  # made once: `json.dumps` with arguments makes one for every call
 SCHEMA_VERSION = 1
 """Version of the rows written to shards; a reader refuses another."""
 
@@ -108,6 +112,8 @@ class Score:
     """Entropy of those probabilities, in nats."""
     flags: tuple[str, ...] = ()
     """Named faults."""
+    reason: str = ""
+    """Why, in the judge's words, where it was asked for them."""
 
     @property
     def value(self) -> float | None:
@@ -128,6 +134,8 @@ class Call:
     """Journal key of the call."""
     temperature: float
     seed: int
+    simulated: bool = False
+    """True where no model was called: what it is part of can be looked at, and never published."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,9 +175,18 @@ class Sample:
         labels = sorted([*others, Label(name=name, value=value)], key=lambda label: label.name)
         return dataclasses.replace(self, labels=tuple(labels))
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether any word or figure in it was made up by a simulated run."""
+        return any(call.simulated for call in self.calls)
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, exact round trip."""
-        return canonical_json(_plain(self))
+        return canonical_json(self.to_plain())
+
+    def to_plain(self) -> dict[str, Any]:
+        """What its JSON holds, as dictionaries and lists."""
+        return _plain(self)
 
     @classmethod
     def from_json(cls, text: str) -> Sample:
@@ -318,7 +335,7 @@ def settle(stage: str, input_ids: Sequence[str], outcomes: Iterable[Outcome]) ->
 
 def canonical_json(value: Any) -> str:
     """One text per value: sorted keys, no spaces, UTF-8 kept."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encode(value)
 
 
 def digest(*parts: str) -> str:
@@ -337,14 +354,20 @@ def rng_for(seed: int, stage: str, sample_id: str) -> random.Random:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, (Text, ImageSlot, Region)):
-            plain["type"] = _PART_NAMES[type(value)]
-        return plain
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    return value
+    cls = type(value)
+    plain = {name: _plain(getattr(value, name)) for name in _field_names(cls)}
+    if cls in _PART_NAMES:
+        plain["type"] = _PART_NAMES[cls]
+    return plain
+
+
+@cache
+def _field_names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 _PART_NAMES = {Text: "text", ImageSlot: "image", Region: "region"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,7 +15,17 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from infinity_mm.engines.base import ImageReader, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.lru import BytesLru
-from infinity_mm.engines.prompting import Refused, chat_messages, choice_reply, likelihood, split_scoring
+from infinity_mm.engines.prompting import (
+    STUB,
+    STUB_REPLIES,
+    Refused,
+    chat_messages,
+    choice_reply,
+    likelihood,
+    opening,
+    scored_ids,
+    split_scoring,
+)
 from infinity_mm.engines.sampling import Sampler
 from infinity_mm.record import ImageRef, Turn
 from infinity_mm.vision.images import decode_image
@@ -23,7 +33,7 @@ from infinity_mm.vision.images import decode_image
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Filled:
-    """A conversation with its template filled in, up to where the model goes on."""
+    """A conversation with its template filled in."""
 
     text: str
     pictures: tuple[Image.Image, ...]
@@ -31,16 +41,17 @@ class _Filled:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt(_Filled):
-    """One request."""
+    """One request, up to where the model goes on."""
 
     request: Request
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringPrompt(_Filled):
-    """One scoring."""
+    """One scoring, up to the end of the text."""
 
-    scored: str
+    ids: list[int]
+    """What the text becomes, the last of the whole."""
 
 
 @final
@@ -55,6 +66,8 @@ class AnyModel:
         self._tokenizer.padding_side = "left"
         self._keeps_few_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         """Where it is not, the logits of a whole long prompt are held in memory."""
+        self._opening: list[int] | None = None
+        """How the template opens a reply, once somebody scores."""
         self._images = images
         self._decoded: BytesLru[str, Image.Image] = BytesLru(cache_bytes)
         eos = model.generation_config.eos_token_id
@@ -67,18 +80,31 @@ class AnyModel:
 
     def prepare(self, request: Request) -> Prompt:
         """Fill in the template and decode the images; raises `Refused` or `BadImage`."""
-        text, pictures = self._filled(request.turns, request.images, request.choices)
+        messages, pictures = self._checked(request.turns, request.images, request.choices)
+        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return Prompt(request=request, text=text, pictures=pictures)
 
     def prepare_scoring(self, scoring: Scoring) -> ScoringPrompt:
         """The same for a scoring."""
         turns, scored = split_scoring(scoring)
-        text, pictures = self._filled(turns, scoring.images, [scored])
-        return ScoringPrompt(scored=scored, text=text, pictures=pictures)
+        messages, pictures = self._checked(turns, scoring.images, [scored])
+        if self._opening is None:
+            self._opening = opening(*(self._replied([STUB], reply)[1] for reply in STUB_REPLIES))
+        ids = scored_ids(self._opening, self._replied([STUB], scored)[1], scored)
+        return ScoringPrompt(ids=ids, text=self._replied(messages, scored)[0], pictures=pictures)
 
-    def _filled(
+    def _replied(self, messages: Sequence[Mapping[str, Any]], reply: str) -> tuple[str, list[int]]:
+        """A chat as the template writes it with this reply, whose turn stays open; and its ids."""
+        last = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
+        text = self._processor.apply_chat_template(
+            [*messages, last], tokenize=False, continue_final_message=True
+        )
+        return text, self._tokenise(text)
+
+    def _checked(
         self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str]
-    ) -> tuple[str, tuple[Image.Image, ...]]:
+    ) -> tuple[list[dict[str, Any]], tuple[Image.Image, ...]]:
+        """Messages without control marks in their texts, and their pictures; raises `Refused` or `BadImage`."""
         messages = chat_messages(turns, images)
         parts = [part for message in messages for part in message["content"]]
         for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
@@ -86,9 +112,8 @@ class AnyModel:
                 raise Refused(
                     "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
                 )
-        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         shown = (images[part["index"]] for part in parts if part["type"] == "image")
-        return text, tuple(self._picture(image) for image in shown)
+        return messages, tuple(self._picture(image) for image in shown)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """One reply per prompt; any error is the whole batch's."""
@@ -103,10 +128,10 @@ class AnyModel:
 
     def score(self, prompts: Sequence[ScoringPrompt]) -> list[Likelihood]:
         """One likelihood per prepared scoring; every prompt is computed whole."""
-        totals, ends, counts = self._logprobs(prompts, [prompt.scored for prompt in prompts])
+        totals, counts = self._logprobs([p.text for p in prompts], prompts, [p.ids for p in prompts])
         return [
-            likelihood(total, num_tokens=end, prompt_tokens=count - end)
-            for total, end, count in zip(totals, ends, counts, strict=True)
+            likelihood(total, num_tokens=len(prompt.ids), prompt_tokens=count - len(prompt.ids))
+            for prompt, total, count in zip(prompts, totals, counts, strict=True)
         ]
 
     def _write(self, prompts: Sequence[Prompt]) -> list[Reply]:
@@ -142,23 +167,22 @@ class AnyModel:
 
     def _choose(self, prompt: Prompt) -> Reply:
         """All choices of a prompt, each with the token that ends it, in one forward."""
-        choices = prompt.request.choices
-        totals, ends, counts = self._logprobs(
-            [prompt] * len(choices), [choice + self._tokenizer.eos_token for choice in choices]
-        )
-        return choice_reply(choices, totals, counts[0] - ends[0], ends)
+        choices = [choice + self._tokenizer.eos_token for choice in prompt.request.choices]
+        ends = [self._tokenise(choice) for choice in choices]
+        texts = [prompt.text + choice for choice in choices]
+        totals, counts = self._logprobs(texts, [prompt] * len(choices), ends)
+        return choice_reply(prompt.request.choices, totals, counts[0] - len(ends[0]), [*map(len, ends)])
 
     def _logprobs(
-        self, prompts: Sequence[_Filled], continuations: Sequence[str]
-    ) -> tuple[list[float], list[int], list[int]]:
-        """Log-probability and length of each prompt's continuation, and the length of both, from one forward."""
-        inputs = self._inputs([p.text + c for p, c in zip(prompts, continuations, strict=True)], prompts)
+        self, texts: list[str], prompts: Sequence[_Filled], ends: Sequence[list[int]]
+    ) -> tuple[list[float], list[int]]:
+        """Log-probability of the ids that each text ends with, and the text's length, from one forward."""
+        inputs = self._inputs(texts, prompts)
         self._check_length(inputs["input_ids"].shape[1])
-        ends = [self._tokenise(continuation) for continuation in continuations]
         for row, ids in enumerate(ends):
             if inputs["input_ids"][row, -len(ids) :].tolist() != ids:
                 raise Refused(
-                    "bad_choice", f"{continuations[row]!r} melts into the end of the prompt in this tokenizer"
+                    "no_span", f"{texts[row][-100:]!r} does not end with the tokens of what is scored"
                 )
         keep = max(map(len, ends)) + 1  # rows are padded on the left, so that all continuations end together
         few = {"logits_to_keep": keep} if self._keeps_few_logits else {}
@@ -167,7 +191,7 @@ class AnyModel:
             float(logprobs[row, torch.arange(-len(ids) - 1, -1), torch.tensor(ids)].sum())
             for row, ids in enumerate(ends)
         ]
-        return totals, [len(ids) for ids in ends], inputs["attention_mask"].sum(1).tolist()
+        return totals, inputs["attention_mask"].sum(1).tolist()
 
     def _inputs(self, texts: list[str], prompts: Sequence[_Filled]) -> dict[str, Tensor]:
         pictures = [list(prompt.pictures) for prompt in prompts]

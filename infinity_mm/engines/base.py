@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, canonical_json, digest
@@ -32,9 +32,19 @@ class Request:
     """Number of the draw, for several samples of one request."""
     choices: tuple[str, ...] = ()
     """If given, the reply is one of these, and carries their log-probabilities where the engine has them."""
+    schema: str | None = None
+    """Canonical JSON of the JSON schema the reply is to follow. Engines that can, force it; the others are told by
+    the prompt alone, so whoever reads the reply checks it."""
+    _keys: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By fingerprint: a key is asked for by the journal, by the provenance, by a retry."""
 
     def key(self, fingerprint: str) -> str:
         """The journal key: canonical request, image hashes, engine, seed and draw number."""
+        if fingerprint not in self._keys:
+            self._keys[fingerprint] = self._key(fingerprint)
+        return self._keys[fingerprint]
+
+    def _key(self, fingerprint: str) -> str:
         body = {
             "turns": _plain_turns(self.turns),
             "images": [image.sha256 for image in self.images],
@@ -44,6 +54,8 @@ class Request:
             "seed": self.seed,
             "draw": self.draw,
         }
+        if self.schema is not None:
+            body["schema"] = self.schema
         return digest(fingerprint, canonical_json(body))
 
 
@@ -57,6 +69,12 @@ class Reply:
     completion_tokens: int = 0
     choice_logprobs: tuple[float, ...] | None = None
     """Normalised log-probabilities of `Request.choices`, in their order."""
+    reasoning: str = ""
+    """What the model thought before it answered; journaled, never part of a sample."""
+    cached_tokens: int = 0
+    """Prompt tokens that the server took from its prefix cache, where it says so."""
+    simulated: bool = False
+    """True where no model said it (`simulate.py`): good for a look at shapes, never for data."""
     from_journal: bool = False
     """True when no model was called for it now."""
 
@@ -93,6 +111,8 @@ class Likelihood:
     """Tokens of the text."""
     prompt_tokens: int = 0
     """Tokens before it."""
+    simulated: bool = False
+    """As in a reply."""
     from_journal: bool = False
     """True when no model was called for it now."""
 
@@ -126,6 +146,8 @@ class Capabilities:
     """Whether two fresh runs give the same bytes, whatever the batching."""
     likelihood: bool = False
     """Whether it can `score`."""
+    independent: bool = False
+    """Whether the requests of one call do not wait for each other: the journal then has each reply as it comes."""
 
 
 @runtime_checkable

@@ -3,6 +3,9 @@
 requests --keys--> journal? --yes--> reply (from_journal)
                       |--no--> being asked now? --yes--> wait for that answer
                                      |--no--> inner engine --> put, sync, reply or failure
+
+Requests that the engine answers independently are asked one by one, so a kill loses no reply because its neighbour
+was still being written.
 """
 
 from __future__ import annotations
@@ -104,19 +107,33 @@ class Journaled:
         read: Callable[[Value], A],
     ) -> dict[str, A | Failure]:
         loop = asyncio.get_running_loop()
-        self._in_flight |= {key: loop.create_future() for key in misses}
-        answers: dict[str, A | Failure] = {}
-        try:
-            for key, answer in zip(misses, await ask(list(misses.values())), strict=True):
-                answers[key] = self._recorded(key, answer, read)
+        futures = {key: loop.create_future() for key in misses}
+        self._in_flight |= futures
+        parts = [[key] for key in misses] if self.capabilities.independent else [list(misses)]
+
+        async def part_of(keys: Sequence[str]) -> dict[str, A | Failure]:
+            asked = await ask([misses[key] for key in keys])
+            answers = {
+                key: self._recorded(key, answer, read) for key, answer in zip(keys, asked, strict=True)
+            }
             await self._commit()
+            self._settle({key: futures[key] for key in keys}, answers)
             return {key: _fresh(answer) for key, answer in answers.items()}
-        except BaseException:
-            answers = {}
-            raise
+
+        asking = [asyncio.create_task(part_of(keys)) for keys in parts]
+        try:
+            return {key: answer for part in await asyncio.gather(*asking) for key, answer in part.items()}
         finally:
-            for key in misses:
-                self._in_flight.pop(key).set_result(answers.get(key))
+            for task in asking:
+                task.cancel()
+            self._settle(futures, {})
+
+    def _settle(self, futures: Mapping[str, asyncio.Future[Any]], answers: Mapping[str, Any]) -> None:
+        """Tell those that wait; None where the call was cancelled or raised, and they ask themselves."""
+        for key, future in futures.items():
+            if not future.done():
+                future.set_result(answers.get(key))
+                del self._in_flight[key]
 
     def _recorded(self, key: str, answer: A | Failure, read: Callable[[Value], A]) -> A | Failure:
         """The answer as every later run will read it, which is what this run must use too."""
@@ -129,15 +146,20 @@ class Journaled:
         return answer
 
 
+_SYNC_EVERY_S = 0.005
+"""A disk that syncs faster gains nothing by it: a model takes longer, and each sync costs a thread its turn."""
+
+
 @final
 class _GroupCommit:
-    """Calls that end while one fsync runs share the next one."""
+    """Calls that end while one sync runs, or within `_SYNC_EVERY_S` of its start, share the next one."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._lock = asyncio.Lock()
         self._asked = 0
         self._done = 0
+        self._next_at = 0.0
 
     async def __call__(self) -> None:
         """Return when everything put before the call is on disk."""
@@ -146,39 +168,44 @@ class _GroupCommit:
         async with self._lock:
             if self._done >= mine:
                 return
+            loop = asyncio.get_running_loop()
+            if (early_s := self._next_at - loop.time()) > 0:
+                await asyncio.sleep(early_s)
+            self._next_at = loop.time() + _SYNC_EVERY_S
             upto = self._asked
             await asyncio.to_thread(self._journal.sync)
             self._done = upto
 
 
 def answer_value(answer: Reply | Likelihood) -> dict[str, Any]:
-    """What the journal keeps of a reply or a likelihood."""
+    """What the journal keeps of a reply or a likelihood: the fields that say something."""
     if isinstance(answer, Likelihood):
-        return {
+        value: dict[str, Any] = {
             "mean_logprob": answer.mean_logprob,
             "num_tokens": answer.num_tokens,
             "prompt_tokens": answer.prompt_tokens,
         }
+        return value | ({"simulated": True} if answer.simulated else {})
     reply = answer
-    return {
+    value = {
         "text": reply.text,
         "finish_reason": reply.finish_reason,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
-        "choice_logprobs": None if reply.choice_logprobs is None else list(reply.choice_logprobs),
     }
+    if reply.choice_logprobs is not None:
+        value["choice_logprobs"] = list(reply.choice_logprobs)
+    for name in ("reasoning", "cached_tokens", "simulated"):
+        if said := getattr(reply, name):
+            value[name] = said
+    return value
 
 
 def reply_from(value: Value) -> Reply:
     """The reply that a journal line holds."""
-    logprobs = value["choice_logprobs"]
+    logprobs = value.get("choice_logprobs")
     return Reply(
-        text=value["text"],
-        finish_reason=value["finish_reason"],
-        prompt_tokens=value["prompt_tokens"],
-        completion_tokens=value["completion_tokens"],
-        choice_logprobs=None if logprobs is None else tuple(logprobs),
-        from_journal=True,
+        **{**value, "choice_logprobs": None if logprobs is None else tuple(logprobs)}, from_journal=True
     )
 
 

@@ -1,6 +1,7 @@
 """Any server that speaks OpenAI's chat-completions protocol (vLLM, SGLang, llama.cpp, hosted models).
 
-    request --image as data URI, payload--> POST /chat/completions --retry, back off--> Reply | Failure
+    request --image as data URI, payload--> a place at one of the servers --POST /chat/completions--> Reply | Failure
+                                                 ^---------- trouble that passes: back off ---------/
 
 aiohttp, not httpx: with 64 calls in flight httpx's connection pool limits it to an eighth of the throughput.
 """
@@ -11,6 +12,7 @@ import asyncio
 import importlib.util
 import io
 import json
+import logging
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -31,9 +33,10 @@ from infinity_mm.engines.base import (
     Scoring,
     no_likelihoods,
 )
+from infinity_mm.engines.endpoints import Endpoints
 from infinity_mm.engines.lru import BytesLru
 from infinity_mm.engines.openai_score import Post, Scorer
-from infinity_mm.engines.openai_wire import chat_payload, data_uri, read_error, read_reply
+from infinity_mm.engines.openai_wire import SchemaField, chat_payload, data_uri, read_error, read_reply
 from infinity_mm.engines.prompting import Refused, split_scoring
 from infinity_mm.errors import explain, need
 from infinity_mm.record import ImageRef, canonical_json
@@ -44,8 +47,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _JSON = {"Content-Type": "application/json"}
+_WARNED_BYTES = 1 << 20
+"""aiohttp warns of a body from this size on, which an image soon has, unless it comes as a file; a file is slower."""
 _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
+UNPINNED = "unpinned"
+"""In the place of a revision that nobody declared; the data set's card looks for it."""
+ENDPOINT_DOWN = "endpoint_down"
+"""Why a call failed that was never sent."""
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,28 +67,34 @@ class OpenAISpec:
     """Up to and including the version, as in http://localhost:8000/v1."""
     model: str
     """The name the server knows."""
-    revision: str
-    """Which weights these are: a commit, a date. Replies are remembered under it, so change it with the weights."""
+    revision: str | None = None
+    """Which weights these are: a commit, a date. Replies are remembered under it, so change it with the weights.
+    None is recorded as `unpinned`, in the provenance of every reply and on the data set's card."""
     replicas: tuple[str, ...] = ()
-    """Base URLs of further servers with the same model; an image always goes to the same one, for its cache."""
+    """Base URLs of further servers with the same model; an image goes to the same one while that is up: its cache."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; None for a server without one."""
     timeout_s: float = 300.0
     """For one attempt, from sending to the last byte."""
     max_in_flight: int = 64
-    """Most calls at the same time."""
+    """Most calls at the same time to one server; fewer while it is overloaded."""
     max_retries: int = 5
     """Further attempts after 408, 429, 5xx, a timeout, a lost connection or an unreadable reply."""
     backoff_s: float = 0.5
     """Wait before the first retry; doubles each time, with jitter. A server's Retry-After is followed instead."""
     max_backoff_s: float = 60.0
-    """Longest wait, whatever the server says."""
+    """Longest wait, whatever the server says, and longest pause before a lost server is tried again."""
+    max_down_s: float = 60.0
+    """How long calls wait while no server can be reached; then they fail as `endpoint_down`."""
     max_images: int = 8
     """Most images in one request."""
     image_max_px: int | None = None
     """Longest side of a sent image; larger ones are scaled down. None sends them as they are."""
     choice_field: Literal["structured_outputs", "guided_choice"] | None = None
     """vLLM's field that forces one of `Request.choices` (the second name is that of older versions)."""
+    schema_field: SchemaField | None = None
+    """The server's field that forces `Request.schema`: `response_format` is OpenAI's, the others are vLLM's. None: the
+    prompt alone asks for the form, and one repair call mends what does not have it."""
     likelihood: bool = False
     """Whether the server scores given texts, which vLLM does (`prompt_logprobs`, and /tokenize beside /v1)."""
     extra_body: dict[str, Any] = field(default_factory=dict)
@@ -106,17 +123,22 @@ class OpenAISpec:
         import aiohttp
 
         key = api_key(self.api_key_env)
+        if self.revision is None and self.model not in _warned:
+            _warned.add(self.model)
+            _log.warning(
+                "%s has no `revision`: what it says is recorded as said by unpinned weights", self.model
+            )
         async with aiohttp.ClientSession(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
-            connector=aiohttp.TCPConnector(limit=self.max_in_flight),
+            connector=aiohttp.TCPConnector(limit_per_host=self.max_in_flight, limit=0),
         ) as session:
             yield OpenAIEngine(self, session, images, secret=key)
 
 
 @final
 class OpenAIEngine:
-    """Sends each request on its own, up to `max_in_flight` at a time."""
+    """Sends each request on its own, up to `max_in_flight` at a time to each server."""
 
     def __init__(
         self, spec: OpenAISpec, session: aiohttp.ClientSession, images: ImageReader, *, secret: str | None
@@ -125,10 +147,22 @@ class OpenAIEngine:
         self._session = session
         self._images = images
         self._secret = secret
-        self._slots = asyncio.Semaphore(spec.max_in_flight)
-        self._urls = [url.rstrip("/") for url in (spec.base_url, *spec.replicas)]
+        self._endpoints = Endpoints(
+            [url.rstrip("/") for url in (spec.base_url, *spec.replicas)],
+            max_in_flight=spec.max_in_flight,
+            slow_s=spec.timeout_s / 2,
+            max_open_s=spec.max_backoff_s,
+            max_down_s=spec.max_down_s,
+        )
         self._scorer = Scorer(model=spec.model, extra_body=spec.extra_body)
         self._uris: BytesLru[str, str] = BytesLru(_URI_CACHE_BYTES)
+        self._reading: dict[str, asyncio.Task[str]] = {}
+        settings = {
+            "image_max_px": spec.image_max_px,
+            "choice_field": spec.choice_field,
+            "extra_body": spec.extra_body,
+        } | ({} if spec.schema_field is None else {"schema_field": spec.schema_field})
+        self._fingerprint = f"openai: {spec.model}@{spec.revision or UNPINNED}, {canonical_json(settings)}"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -139,25 +173,22 @@ class OpenAIEngine:
             seeds=True,
             reproducible="best_effort",
             likelihood=self._spec.likelihood,
+            independent=True,
         )
 
     @property
     def fingerprint(self) -> str:
         """Model, revision and what changes its input; not the address, so that a server can move."""
-        spec = self._spec
-        settings = {
-            "image_max_px": spec.image_max_px,
-            "choice_field": spec.choice_field,
-            "extra_body": spec.extra_body,
-        }
-        return f"openai: {spec.model}@{spec.revision}, {canonical_json(settings)}"
+        return self._fingerprint
 
     async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
-        """All requests at once, as far as there are slots."""
+        """All requests at once, as far as there are places."""
+        if len(requests) == 1:
+            return [await self._one(requests[0])]
         return list(await asyncio.gather(*(self._one(request) for request in requests)))
 
     async def score(self, scorings: Sequence[Scoring]) -> list[Likelihood | Failure]:
-        """All scorings at once, as far as there are slots."""
+        """All scorings at once, as far as there are places."""
         if not self._spec.likelihood:
             return no_likelihoods(scorings)
         return list(await asyncio.gather(*(self._one_scored(scoring) for scoring in scorings)))
@@ -169,6 +200,7 @@ class OpenAIEngine:
                 await self._sent(request.images),
                 model=self._spec.model,
                 choice_field=self._spec.choice_field,
+                schema_field=self._spec.schema_field,
                 extra_body=self._spec.extra_body,
             )
         except Refused as refused:
@@ -195,44 +227,58 @@ class OpenAIEngine:
         return [await self._uri(image) for image in images]
 
     def _posting(self, asked: Request | Scoring) -> Post:
-        """Calls for one request or scoring: always the same server, with retries."""
-        base = self._url(asked.images)
-        rng = random.Random(asked.key(self.fingerprint))
+        """Calls for one request or scoring: to the same server while that is up, with retries."""
+        affinity = asked.images[0].sha256 if asked.images else asked.key(self.fingerprint)
 
         async def post(
             path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
         ) -> T | Failure:
-            # vLLM's /tokenize is no part of the protocol, and lies beside its version.
-            root = base.removesuffix("/v1") if path == "tokenize" else base
+            body = json.dumps(payload).encode()
             attempt = 0
             while True:
-                async with self._slots:
-                    answer, retry_after_s = await self._attempt(f"{root}/{path}", payload, read)
-                if (
-                    not isinstance(answer, Failure)
-                    or not answer.retryable
-                    or attempt == self._spec.max_retries
-                ):
+                answer, retry_after_s = await self._placed(affinity, path, body, read)
+                if not isinstance(answer, Failure) or not answer.retryable or answer.reason == ENDPOINT_DOWN:
                     return answer
+                if attempt == self._spec.max_retries:
+                    return answer
+                rng = random.Random(f"{asked.key(self.fingerprint)} {attempt}")
                 await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))
                 attempt += 1
 
         return post
 
+    async def _placed(
+        self, affinity: str, path: str, body: bytes, read: Callable[[str], T | Failure]
+    ) -> tuple[T | Failure, float | None]:
+        """One call, as soon as there is a place for it."""
+        place = await self._endpoints.place(affinity)
+        if place is None:
+            detail = f"no server could be reached for {self._spec.max_down_s} s"
+            return Failure(reason=ENDPOINT_DOWN, detail=detail, retryable=True), None
+        base = place.endpoint.url
+        # vLLM's /tokenize is no part of the protocol, and lies beside its version.
+        root = base.removesuffix("/v1") if path == "tokenize" else base
+        try:
+            answer, retry_after_s = await self._attempt(f"{root}/{path}", body, read)
+        except BaseException:
+            self._endpoints.give_back(place, None)
+            raise
+        self._endpoints.give_back(place, answer)
+        return answer, retry_after_s
+
     async def _attempt(
-        self, url: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
+        self, url: str, body: bytes, read: Callable[[str], T | Failure]
     ) -> tuple[T | Failure, float | None]:
         """One call, and what the server says about when to come back."""
         import aiohttp
 
         try:
-            # As a file: aiohttp warns of a body of more than 1 MiB in one piece, and an image is soon that large.
-            body_json = io.BytesIO(json.dumps(payload).encode())
-            async with self._session.post(url, data=body_json, headers=_JSON) as response:
-                body = await response.text(errors="replace")
+            data = body if len(body) < _WARNED_BYTES else io.BytesIO(body)
+            async with self._session.post(url, data=data, headers=_JSON) as response:
+                said = await response.text(errors="replace")
                 if response.status == 200:
-                    return read(body), None
-                failure = read_error(response.status, body)
+                    return read(said), None
+                failure = read_error(response.status, said)
                 return self._redacted(failure), _seconds(response.headers.get("Retry-After"))
         except TimeoutError:
             return Failure(
@@ -242,20 +288,24 @@ class OpenAIEngine:
             detail = f"{type(error).__name__}: {error}"
             return self._redacted(Failure(reason="connection", detail=detail, retryable=True)), None
 
-    def _url(self, images: Sequence[ImageRef]) -> str:
-        first = images[0].sha256 if images else "0"
-        return self._urls[int(first[:8], 16) % len(self._urls)]
-
     def _wait_s(self, attempt: int, retry_after_s: float | None, rng: random.Random) -> float:
         backoff_s = self._spec.backoff_s * 2**attempt * (0.5 + rng.random())
         return min(self._spec.max_backoff_s, backoff_s if retry_after_s is None else max(retry_after_s, 0.0))
 
     async def _uri(self, image: ImageRef) -> str:
-        kept = self._uris.get(image.sha256)
-        if kept is None:
-            kept = await asyncio.to_thread(self._read_uri, image)
-            self._uris.put(image.sha256, kept, num_bytes=len(kept))
-        return kept
+        """Read once however many calls about the image come at the same time."""
+        sha256 = image.sha256
+        kept = self._uris.get(sha256)
+        if kept is not None:
+            return kept
+        reading = self._reading.get(sha256)
+        if reading is None:
+            reading = asyncio.create_task(asyncio.to_thread(self._read_uri, image))
+            self._reading[sha256] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(sha256))
+        uri = await asyncio.shield(reading)
+        self._uris.put(sha256, uri, num_bytes=len(uri))
+        return uri
 
     def _read_uri(self, image: ImageRef) -> str:
         return data_uri(self._images.read(image), max_side_px=self._spec.image_max_px)

@@ -1,6 +1,6 @@
 """Likelihoods from a vLLM server: its chat endpoint reads the conversation, and says how likely each token was.
 
-    scored text --/tokenize, in a chat without images--> the ids it becomes
+    scored text --/tokenize, in a chat without images--> the ids it becomes, behind those that open its turn
     conversation --/chat/completions, prompt_logprobs--> ids and log-probabilities of the whole prompt
     the prompt must end with those ids --> mean over them | Failure
 
@@ -17,10 +17,16 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from infinity_mm.engines.base import Failure, Likelihood, Scoring
 from infinity_mm.engines.openai_wire import wire_messages
-from infinity_mm.engines.prompting import likelihood
+from infinity_mm.engines.prompting import (
+    STUB,
+    STUB_REPLIES,
+    Refused,
+    likelihood,
+    opening,
+    scored_ids,
+)
 
 T = TypeVar("T")
-_STUB = {"role": "user", "content": "x"}
 _OPEN_END = {"add_generation_prompt": False, "continue_final_message": True}
 """The conversation stops right behind the scored text, before the marks that close its turn."""
 
@@ -50,16 +56,16 @@ class Scorer:
         self, scoring: Scoring, text: str, uris: Sequence[str], post: Post
     ) -> Likelihood | Failure:
         """Two calls, a short one without images and the one that is measured."""
-        opening = await self._read_opening(post)
-        if isinstance(opening, Failure):
-            return opening
-        payload = self._tokenize([_STUB, {"role": "assistant", "content": text}]) | _OPEN_END
-        whole = await post("tokenize", payload, read_ids)
+        begins = await self._read_opening(post)
+        if isinstance(begins, Failure):
+            return begins
+        whole = await post("tokenize", self._replied(text), read_ids)
         if isinstance(whole, Failure):
             return whole
-        ids = whole[len(opening) :]
-        if whole[: len(opening)] != opening or not ids:
-            return Failure(reason="no_span", detail=f"{text[:100]!r} melts into the marks that open its turn")
+        try:
+            ids = scored_ids(begins, whole, text)
+        except Refused as refused:
+            return refused.failure
         return await post(
             "chat/completions",
             score_payload(scoring, uris, model=self._model, extra_body=self._extra_body),
@@ -69,14 +75,18 @@ class Scorer:
     async def _read_opening(self, post: Post) -> list[int] | Failure:
         async with self._lock:
             if self._opening is None:
-                opening = await post("tokenize", self._tokenize([_STUB]), read_ids)
-                if isinstance(opening, Failure):
-                    return opening
-                self._opening = opening
+                chats: list[list[int]] = []
+                for reply in STUB_REPLIES:
+                    ids = await post("tokenize", self._replied(reply), read_ids)
+                    if isinstance(ids, Failure):
+                        return ids
+                    chats.append(ids)
+                self._opening = opening(*chats)
             return self._opening
 
-    def _tokenize(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-        payload: dict[str, Any] = {"model": self._model, "messages": list(messages)}
+    def _replied(self, text: str) -> dict[str, Any]:
+        messages = [STUB, {"role": "assistant", "content": text}]
+        payload: dict[str, Any] = {"model": self._model, "messages": messages, **_OPEN_END}
         if "chat_template_kwargs" in self._extra_body:
             payload["chat_template_kwargs"] = self._extra_body["chat_template_kwargs"]
         return payload

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -23,7 +23,8 @@ _AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats every server reads."""
 _ORIENTATION = 0x0112
 """EXIF tag; servers differ in whether they follow it."""
-_THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_THINKING = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+SchemaField = Literal["response_format", "structured_outputs", "guided_json"]
 
 
 def data_uri(data: bytes, *, max_side_px: int | None) -> str:
@@ -57,6 +58,7 @@ def chat_payload(
     *,
     model: str,
     choice_field: str | None,
+    schema_field: SchemaField | None,
     extra_body: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The body of a chat-completions call; parts keep the request's order, so an image put first stays first."""
@@ -71,6 +73,8 @@ def chat_payload(
         payload["structured_outputs"] = {"choice": list(request.choices)}
     elif request.choices and choice_field == "guided_choice":
         payload["guided_choice"] = list(request.choices)
+    if request.schema is not None and schema_field is not None:
+        payload[schema_field] = _forced(json.loads(request.schema), schema_field)
     return payload | dict(extra_body)
 
 
@@ -92,17 +96,26 @@ def wire_messages(
     return messages
 
 
+def _forced(schema: Mapping[str, Any], field: SchemaField) -> Mapping[str, Any]:
+    """A schema in the words of the server's field for it."""
+    if field == "response_format":
+        return {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}}
+    return {"json": schema} if field == "structured_outputs" else schema
+
+
 def read_reply(body: str, choices: Sequence[str]) -> Reply | Failure:
-    """The reply in a successful response; reasoning is left out of the text."""
+    """The reply in a successful response; what the model thought first is kept apart from its text."""
     try:
         data = json.loads(body)
         choice = data["choices"][0]
         message = choice["message"]
-        text = without_thinking(message.get("content") or "")
+        thought, text = split_thinking(message.get("content") or "")
+        reasoning = message.get("reasoning") or message.get("reasoning_content") or thought
         usage = data.get("usage") or {}
         reason = choice.get("finish_reason")
         prompt_tokens = int(usage.get("prompt_tokens") or 0)
         completion_tokens = int(usage.get("completion_tokens") or 0)
+        cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Failure(
             reason="bad_reply", detail=f"{type(error).__name__}: {error} in {body[:300]!r}", retryable=True
@@ -110,9 +123,9 @@ def read_reply(body: str, choices: Sequence[str]) -> Reply | Failure:
     if reason == "content_filter":
         return Failure(reason="content_filter", detail="the server withheld its reply")
     if not text:
-        thought = bool(message.get("reasoning") or message.get("reasoning_content") or message.get("content"))
-        detail = f"{'only reasoning' if thought else 'no text'}, finish_reason {reason}"
-        return Failure(reason="empty_reply", detail=detail, retryable=not thought)
+        has_thought = bool(reasoning or message.get("content"))
+        detail = f"{'only reasoning' if has_thought else 'no text'}, finish_reason {reason}"
+        return Failure(reason="empty_reply", detail=detail, retryable=not has_thought)
     if choices:
         named = named_choice(text, choices)
         if named is None:
@@ -123,13 +136,16 @@ def read_reply(body: str, choices: Sequence[str]) -> Reply | Failure:
         finish_reason="length" if reason == "length" else "stop",
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
+        reasoning=str(reasoning).strip(),
+        cached_tokens=cached_tokens,
     )
 
 
-def without_thinking(text: str) -> str:
-    """Text without `<think>` blocks, one that is cut off and one that began in the prompt included."""
-    text = _THINKING.sub("", text)
-    return text.rpartition("</think>")[2].strip()
+def split_thinking(text: str) -> tuple[str, str]:
+    """What stands in `<think>` blocks, one that is cut off and one that began in the prompt included, and the rest."""
+    blocks = _THINKING.findall(text)
+    began_before, _, rest = _THINKING.sub("", text).rpartition("</think>")
+    return "\n".join(filter(None, (began_before.strip(), *(block.strip() for block in blocks)))), rest.strip()
 
 
 def named_choice(text: str, choices: Sequence[str]) -> str | None:

@@ -51,6 +51,26 @@ def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:
     return scoring.turns[:-1], text
 
 
+STUB = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+"""A user turn that stands for any: how a template opens a reply does not depend on what was asked."""
+STUB_REPLIES = ("0", "A")
+"""Two texts that begin with different tokens: what is the same before them opens the reply."""
+
+
+def opening(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    """The ids that two chats have in common from the start."""
+    same = next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
+    return list(left[:same])
+
+
+def scored_ids(opening: Sequence[int], whole: Sequence[int], text: str) -> list[int]:
+    """What a text becomes behind the ids that open its turn; raises `Refused` where they change with it."""
+    ids = list(whole[len(opening) :])
+    if list(whole[: len(opening)]) != list(opening) or not ids:
+        raise Refused("no_span", f"{text[:100]!r} melts into the marks that open its turn")
+    return ids
+
+
 def likelihood(total_logprob: float, *, num_tokens: int, prompt_tokens: int) -> Likelihood:
     """The likelihood of a text from the sum over its tokens; raises where the model gave no number."""
     if not math.isfinite(total_logprob):

@@ -54,8 +54,10 @@ class EngineConfig:
     max_retries: int | None = None
     backoff_s: float | None = None
     max_backoff_s: float | None = None
+    max_down_s: float | None = None
     image_max_px: int | None = None
     choice_field: str | None = None
+    schema_field: str | None = None
     likelihood: bool | None = None
     extra_body: dict[str, Any] | None = None
 

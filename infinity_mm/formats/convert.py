@@ -27,6 +27,7 @@ from infinity_mm.record import ConservationError, canonical_json
 from infinity_mm.runtime.run import Run
 from infinity_mm.sources.json_rows import BadRow
 from infinity_mm.storage.files import whole_folder
+from infinity_mm.synth.publish_pass import refuse_simulated
 
 ImportFormat = Literal["llava", "messages", "infinity-mm", "coco"]
 ExportFormat = Literal["messages", "llava", "infinity-mm", "swift", "llamafactory"]
@@ -170,6 +171,7 @@ def _published_files(path: Path) -> list[tuple[str, Path]]:
     """What a finished run published, or the Parquet files of a folder."""
     if (path / "run.json").is_file():
         run = Run(str(path))
+        refuse_simulated(run)
         return [(name, Path(run.path(stored))) for name, stored in run.committed_files(PUBLISH_PASS)]
     if not path.exists():
         raise explain(what=f"there is nothing at {path}", where="RUN_OR_FOLDER", fix="give an existing one")

@@ -21,6 +21,8 @@ from infinity_mm.errors import explain
 from infinity_mm.record import canonical_json, digest
 
 _FIELD = re.compile(r"\$([a-z0-9_]+)")
+_SCRIPTS = {"en": "LATIN", "zh": "CJK"}
+"""As Unicode names them; see `quality.phrases.main_script`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +97,8 @@ class PromptSet:
     def system(self) -> str:
         """The one system prompt of the set; empty means none."""
         return self.texts.get("system", "")
+
+    @property
+    def script(self) -> str | None:
+        """The script that replies are to be written in; None for any."""
+        return None if self.language is None else _SCRIPTS[self.language]

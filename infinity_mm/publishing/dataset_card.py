@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from infinity_mm.engines.openai import UNPINNED
 from infinity_mm.publishing.bundle import MANIFEST
 from infinity_mm.publishing.facts import Facts
 from infinity_mm.publishing.markdown import front_matter, safe, size, table
@@ -193,6 +194,11 @@ def _limits(facts: Facts, summary: Mapping[str, Any], run: Mapping[str, Any]) ->
     for stage, model in facts.calls:
         by_stage.setdefault(stage, set()).add(model)
     judges, writers = by_stage.get("judge", set()), by_stage.get("answer", set())
+    unpinned = sorted({safe(model) for _, model in facts.calls if f"@{UNPINNED}, " in model})
+    for model in unpinned:
+        limits.append(
+            f"Nobody said which weights these were, so that the same ones cannot be asked again: {model}."
+        )
     if not judges:
         limits.append("No model judged the answers.")
     elif judges & writers:

@@ -16,6 +16,7 @@ from infinity_mm.publishing.facts import facts_of
 from infinity_mm.publishing.strip import strip
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage import files, manifest
+from infinity_mm.synth.publish_pass import refuse_simulated
 
 PASS = "publish"
 
@@ -34,6 +35,7 @@ def run_bundle(run_dir: str, *, repo: str) -> Bundle:
             where=run.run_dir,
             fix="run the same synthesis command again",
         )
+    refuse_simulated(run)
     total = committed.totals["out"]
     if total == 0:
         raise explain(

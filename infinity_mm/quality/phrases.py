@@ -1,15 +1,18 @@
-"""Tell-tale texts in a model's reply: refusals, talk about the task, and loops."""
+"""Tell-tale texts in a model's reply: refusals, talk about the task, loops, and the script they are in."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:['\u2019]?m| am) (?:sorry|unable|not able|afraid)\b|sorry\b[,.]? (?:but )?i\b"
     r"|as an? (?:ai|language model)\b"
     r"|i (?:can ?not|can['\u2019]?t|could not|couldn['\u2019]?t|will not|won['\u2019]?t|do not|don['\u2019]?t) "
     r"(?:see|view|help|assist|answer|provide|determine|tell|access|comply|identify|generate|create|ask|have|know)\b"
-    r"|抱歉|对不起|很抱歉|我无法|我不能|作为一个(?:ai|人工智能))",
+    r"|(?:很|非常|十分)?抱歉|对不起|不好意思|我(?:无法|不能|没有办法|看不到|看不见)"
+    r"|无法(?:看到|查看|识别|回答|提供|确定|判断)|作为(?:一个|一名)?(?:ai|人工智能|语言模型|大模型))",
     re.IGNORECASE,
 )
 _META = re.compile(
@@ -22,6 +25,7 @@ _META = re.compile(
     re.IGNORECASE,
 )
 _MAX_PERIOD = 24
+_EAST_ASIAN = frozenset({"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"})
 
 
 def is_refusal(text: str) -> bool:
@@ -40,10 +44,22 @@ def is_loop(text: str) -> bool:
     A degenerate model repeats until its budget is spent, so the end is where to look. A list may well say
     "10, 10, 10, 10": single words need more repeats than longer runs to count.
     """
-    words = text.split()
-    if any(_ends_periodic(words, period, 8 if period < 3 else 4) for period in range(1, _MAX_PERIOD + 1)):
-        return True
-    return any(_ends_periodic(list(text[-400:]), period, 16 if period < 3 else 8) for period in range(1, 25))
+    return _loops(text.split(), repeats=4) or _loops(list(text[-400:]), repeats=8)
+
+
+def main_script(text: str) -> str | None:
+    """The script most letters are of (LATIN, CJK, ...): a cheap stand-in for the language; None without letters."""
+    if text.isascii():
+        return "LATIN" if any(char.isalpha() for char in text) else None
+    names = (unicodedata.name(char, "?").split(" ")[0] for char in text if char.isalpha())
+    scripts = Counter("CJK" if name in _EAST_ASIAN else name for name in names)
+    return min(scripts, key=lambda script: (-scripts[script], script)) if scripts else None
+
+
+def _loops(items: list[str], *, repeats: int) -> bool:
+    """Whether the items end in `repeats` equal runs; runs of one or two must be there twice as often."""
+    periods = range(1, min(_MAX_PERIOD, len(items) // repeats) + 1)
+    return any(_ends_periodic(items, period, 2 * repeats if period < 3 else repeats) for period in periods)
 
 
 def _ends_periodic(items: list[str], period: int, repeats: int) -> bool:

@@ -1,15 +1,16 @@
-"""Is a rewrite an edit of its original? Checks in code, before a judge is paid to look at it."""
+"""Is a rewrite an edit of its original? Checks in code, before a judge is paid to look at it.
+
+That it is no refusal, no loop and not cut off is seen to before (`hygiene.py`), as for every reply.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 
 from infinity_mm.errors import explain
-from infinity_mm.quality.phrases import is_loop, is_refusal, talks_about_the_task
+from infinity_mm.quality.phrases import main_script, talks_about_the_task
 
 _ANSWER_MARK = re.compile(r"(?:(?<!\w)answer|答案)\s*[:\uff1a]\s*\S", re.IGNORECASE)
 
@@ -36,16 +37,10 @@ class VerifyConfig:
 
 def rewrite_fault(old: str, new: str, config: VerifyConfig) -> str | None:
     """The reason why `new` is no acceptable edit of `old`, or None if it is one."""
-    if not new.strip():
-        return "rewrite_empty"
-    if is_refusal(new):
-        return "rewrite_refusal"
     if _words(new) == _words(old):
         return "rewrite_unchanged"
     if talks_about_the_task(new) and not talks_about_the_task(old):
         return "rewrite_talks_about_the_task"
-    if is_loop(new):
-        return "rewrite_loop"
     if has_answer_mark(old) != has_answer_mark(new):
         return "rewrite_changed_format"
     if main_script(old) and main_script(new) and main_script(old) != main_script(new):
@@ -65,12 +60,6 @@ def edit_ratio(old: str, new: str) -> float:
 def has_answer_mark(text: str) -> bool:
     """Whether the text has the form of an explained answer: `Answer: ...` (`答案:...`) after the explanation."""
     return _ANSWER_MARK.search(text) is not None
-
-
-def main_script(text: str) -> str | None:
-    """The script most letters are of (LATIN, CJK, ...): a cheap stand-in for the language; None without letters."""
-    scripts = Counter(unicodedata.name(char, "?").split(" ")[0] for char in text if char.isalpha())
-    return min(scripts, key=lambda script: (-scripts[script], script)) if scripts else None
 
 
 def _words(text: str) -> list[str]:

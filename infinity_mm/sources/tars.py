@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _HEAD_BYTES = 1 << 16
 _PLACE = re.compile(r"(\w+)=(\d+)-(\d+)")
 
 
-class _Tars(FromTheWorld):
+class _Tars(FromTheWorld, ABC):
     """What both layouts share: how a sample's places travel from the listing to the reading."""
 
     name: str
@@ -56,9 +57,9 @@ class _Tars(FromTheWorld):
         shown = "&".join(f"{what}={s.offset}-{s.offset + s.size}" for what, s in places.items())
         return SourceItem(key=key, source=self.name, uri=f"{name}#{shown}")
 
+    @abstractmethod
     def _places(self, group: Group) -> Mapping[str, Span]:
         """What of a sample is read; raises `BadRow`."""
-        raise NotImplementedError
 
     def _opened(self, item: SourceItem) -> tuple[Picture, dict[str, bytes]]:
         """The image, and the other members that `_places` named."""

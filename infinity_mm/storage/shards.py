@@ -118,6 +118,4 @@ def _readable(text: str | None) -> str | None:
 
 
 def _jsonable(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: json.loads(value.to_json()) if isinstance(value, Sample) else value for key, value in row.items()
-    }
+    return {key: value.to_plain() if isinstance(value, Sample) else value for key, value in row.items()}

@@ -11,7 +11,6 @@ from typing import final
 
 from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
-from infinity_mm.quality.phrases import is_loop, is_refusal
 from infinity_mm.record import Outcome, Sample
 from infinity_mm.synth.exchange import Exchange, Prompt, Rejected, drop, keep
 from infinity_mm.synth.stage import Context
@@ -41,7 +40,7 @@ class AnswerConfig:
 
 @final
 class Answer:
-    """Writes `answer`; drops empty, refused, cut-off and looping ones."""
+    """Writes `answer`; drops what is too long, and what `quality.hygiene` finds useless."""
 
     name = "answer"
     reads = frozenset({"question", "style"})
@@ -59,7 +58,11 @@ class Answer:
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """All styles of all questions in one call."""
         exchange = Exchange(
-            stage=self.name, role="teacher", max_new_tokens=self._most, temperature=self._config.temperature
+            stage=self.name,
+            role="teacher",
+            max_new_tokens=self._most,
+            temperature=self._config.temperature,
+            words=True,
         )
         return await exchange.run(samples, context, write=write_answer, read=self._read, room=self._room)
 
@@ -79,16 +82,8 @@ def write_answer(sample: Sample) -> Prompt:
 
 
 def read_answer(reply: Reply, config: AnswerConfig) -> str | Rejected:
-    """The answer in a reply, or why there is none. A loop is a loop even where the budget ended it."""
+    """The answer in a reply, or why there is none."""
     text = reply.text.strip()
-    if not text:
-        return Rejected(reason="empty_reply")
-    if is_loop(text):
-        return Rejected(reason="loop")
-    if reply.finish_reason == "length":
-        return Rejected(reason="cut_off")
-    if is_refusal(text):
-        return Rejected(reason="refusal")
     if len(text) > config.max_chars:
         return Rejected(reason="too_long")
     return text

@@ -13,7 +13,6 @@ from typing import final
 from infinity_mm.dedup.text import normalise
 from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
-from infinity_mm.quality.phrases import is_refusal
 from infinity_mm.record import Outcome, Sample
 from infinity_mm.synth.exchange import Exchange, Prompt, Rejected, drop, keep
 from infinity_mm.synth.stage import Context
@@ -82,6 +81,7 @@ class Ask:
             role="teacher",
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
+            words=True,
         )
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
@@ -111,13 +111,9 @@ def type_text(instruction_type: str, definitions: Mapping[str, str]) -> str:
 
 def read_question(reply: Reply, *, examples: Sequence[str], config: AskConfig) -> str | Rejected:
     """The question in a reply, without label, bullet and quotes; or why there is none."""
-    if reply.finish_reason == "length":
-        return Rejected(reason="cut_off")
     lines = [line.strip() for line in reply.text.splitlines() if line.strip()]
-    if lines and is_refusal(lines[0]):
-        return Rejected(reason="refusal")
     if len(lines) != 1:
-        return Rejected(reason="several_lines" if lines else "empty_reply")
+        return Rejected(reason="several_lines")
     question = _bare(lines[0])
     if question.strip(".").upper() == "NONE":
         return Rejected(reason="nothing_to_ask")

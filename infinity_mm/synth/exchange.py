@@ -1,6 +1,8 @@
 """One exchange with a model about the samples of one image: all requests in one call, one outcome per sample.
 
-    Sample* --write--> Request* --engine.generate--> Reply|Failure* --read--> Outcome*
+    Sample* --write--> Request* --engine.generate--> Reply|Failure* --fit to be read?--> read --> Outcome*
+                                                          free words: hygiene, else dropped
+                                                          JSON: by schema, else one call to repair it
 
 Trouble with one sample (a failed call, a reply nobody can use, a bug in reading it) stays with that sample.
 """
@@ -12,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from infinity_mm.engines.base import Failure, Reply, Request
+from infinity_mm.engines.base import Engine, Failure, Reply, Request
+from infinity_mm.engines.json_reply import BadJson, parse_json_reply
 from infinity_mm.errors import UserError
 from infinity_mm.prompts import PromptSet
+from infinity_mm.quality.hygiene import reply_fault
 from infinity_mm.record import (
     Call,
     Dropped,
@@ -25,12 +29,17 @@ from infinity_mm.record import (
     Sample,
     Text,
     Turn,
+    canonical_json,
     seed_for,
 )
 from infinity_mm.synth.stage import Context
 
 SHOWN = 300
 """Characters of a bad reply that go into the error shown to people."""
+REPAIR = "repair"
+"""The prompt of the call that mends JSON; a stage with a schema declares it beside its own."""
+_BROKEN_CHARS = 4000
+"""Of a reply that is no JSON, so much is shown to the model that is to mend it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,10 @@ class Exchange:
     choices: tuple[str, ...] = ()
     draw: int = 0
     """Number of the try; each has its own seed."""
+    words: bool = False
+    """Whether the reply is free words for a sample: useless ones (`quality.hygiene`) are dropped unread."""
+    schema: str | None = None
+    """Canonical JSON schema: `read` then gets the value as canonical JSON, whatever stood around it."""
     step: str = ""
     """Which call it is, for a stage that makes several: part of its provenance and seeds."""
     without_images: bool = False
@@ -99,17 +112,59 @@ class Exchange:
             except Exception as error:
                 outcomes[place] = quarantine(sample, self.stage, error)
         answers = await engine.generate([request for _, _, request in asked]) if asked else []
-        for (place, prompt, request), answer in zip(asked, answers, strict=True):
-            call = Call(
-                stage=self._label,
-                model=engine.fingerprint,
-                prompt=prompt_label(context.prompts, prompt.name),
-                key=request.key(engine.fingerprint),
-                temperature=request.temperature,
-                seed=request.seed,
-            )
-            outcomes[place] = _with_call(self._read(samples[place], answer, read, unsaid), call)
+        calls = [
+            (_call(engine, self._label, context.prompts, prompt.name, request, answer),)
+            for (_, prompt, request), answer in zip(asked, answers, strict=True)
+        ]
+        if self.schema is not None:
+            requests = [request for _, _, request in asked]
+            answers, calls = await self._as_json(requests, answers, calls, context)
+        for (place, _, _), answer, made in zip(asked, answers, calls, strict=True):
+            outcomes[place] = _with_calls(self._read(samples[place], answer, context, read, unsaid), made)
         return [outcomes[place] for place in range(len(samples))]
+
+    async def _as_json(
+        self,
+        requests: Sequence[Request],
+        answers: Sequence[Reply | Failure],
+        calls: Sequence[tuple[Call, ...]],
+        context: Context,
+    ) -> tuple[list[Reply | Failure], list[tuple[Call, ...]]]:
+        """Replies whose text is a value of the schema and nothing else; what is none is asked for once more."""
+        found = [self._value(answer) for answer in answers]
+        made = list(calls)
+        broken = [place for place, answer in enumerate(found) if isinstance(answer, BadJson)]
+        repairs = [self._repair(requests[i], answers[i], found[i], context) for i in broken]
+        engine = context.engines[self.role]
+        mended = await engine.generate(repairs) if repairs else []
+        for place, request, answer in zip(broken, repairs, mended, strict=True):
+            made[place] += (
+                _call(engine, f"{self._label}.{REPAIR}", context.prompts, REPAIR, request, answer),
+            )
+            found[place] = self._value(answer)
+        return [
+            Failure(reason="unreadable_json", detail=str(answer)) if isinstance(answer, BadJson) else answer
+            for answer in found
+        ], made
+
+    def _value(self, answer: Reply | Failure) -> Reply | Failure | BadJson:
+        if isinstance(answer, Failure):
+            return answer
+        assert self.schema is not None
+        try:
+            return replace(answer, text=canonical_json(parse_json_reply(answer.text, self.schema)))
+        except BadJson as bad:
+            return bad
+
+    def _repair(
+        self, request: Request, answer: Reply | Failure, problem: Reply | Failure | BadJson, context: Context
+    ) -> Request:
+        """The same conversation, gone on with: what was said, what is wrong with it, and the schema."""
+        assert isinstance(answer, Reply)
+        assert self.schema is not None
+        asked = context.prompts.render(REPAIR, problem=str(problem), schema=self.schema)
+        turns = (Turn("assistant", (Text(answer.text[:_BROKEN_CHARS]),)), Turn("user", (Text(asked),)))
+        return replace(request, turns=(*request.turns, *turns))
 
     @property
     def _label(self) -> str:
@@ -128,9 +183,12 @@ class Exchange:
             seed=seed_for(context.seed, self._label, drawn_for, self.draw),
             draw=self.draw,
             choices=self.choices,
+            schema=self.schema,
         )
 
-    def _read(self, sample: Sample, answer: Reply | Failure, read: Read, unsaid: Unsaid | None) -> Outcome:
+    def _read(
+        self, sample: Sample, answer: Reply | Failure, context: Context, read: Read, unsaid: Unsaid | None
+    ) -> Outcome:
         if isinstance(answer, Failure) and answer.is_said and unsaid is not None:
             return unsaid(sample, answer)
         if isinstance(answer, Failure):
@@ -143,6 +201,8 @@ class Exchange:
             )
         if printable(answer.text) != answer.text:
             return unreadable(sample, self.stage, "invalid_unicode", answer)
+        if self.words and (fault := reply_fault(answer, script=context.prompts.script)):
+            return drop(sample, self.stage, fault, detail=answer.text[:SHOWN])
         try:
             return read(sample, answer)
         except UserError:
@@ -198,11 +258,26 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _with_call(outcome: Outcome, call: Call) -> Outcome:
+def _call(
+    engine: Engine, stage: str, prompts: PromptSet, prompt: str, request: Request, answer: Reply | Failure
+) -> Call:
+    fingerprint = engine.fingerprint
+    return Call(
+        stage=stage,
+        model=fingerprint,
+        prompt=prompt_label(prompts, prompt),
+        key=request.key(fingerprint),
+        temperature=request.temperature,
+        seed=request.seed,
+        simulated=isinstance(answer, Reply) and answer.simulated,
+    )
+
+
+def _with_calls(outcome: Outcome, calls: tuple[Call, ...]) -> Outcome:
     match outcome:
         case Emitted(sample=sample):
-            return Emitted(sample=replace(sample, calls=(*sample.calls, call)))
+            return Emitted(sample=replace(sample, calls=(*sample.calls, *calls)))
         case Dropped(sample=Sample() as sample) | Quarantined(sample=Sample() as sample):
-            return replace(outcome, sample=replace(sample, calls=(*sample.calls, call)))
+            return replace(outcome, sample=replace(sample, calls=(*sample.calls, *calls)))
         case _:
             return outcome

@@ -134,6 +134,8 @@ class Metered:
                 told = answer.num_tokens if isinstance(answer, Likelihood) else 0
                 said = 0 if isinstance(answer, Likelihood) else answer.completion_tokens
                 self._metrics[f"from_journal.{self._stage}"] += answer.from_journal
+                if answer.simulated:
+                    self._metrics["simulated"] += 1
                 self._metrics[f"prompt_tokens.{self._stage}"] += answer.prompt_tokens + told
                 self._metrics[f"completion_tokens.{self._stage}"] += said
         return answers

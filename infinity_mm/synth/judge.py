@@ -1,19 +1,23 @@
 """Judge: a score record for every question-answer pair; what happens to the pair is the policy's business.
 
 image, question, answer --judge--> score 1 to 10, its expectation and its uncertainty
+                               or: {"reason": ..., "score": ...}, the reason first, so that the score follows from it
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 from infinity_mm.engines.base import Reply
-from infinity_mm.record import Outcome, Sample, Score
-from infinity_mm.synth.exchange import Exchange, Prompt, keep, unreadable
+from infinity_mm.errors import explain
+from infinity_mm.record import Outcome, Sample, Score, canonical_json
+from infinity_mm.synth.exchange import REPAIR, Exchange, Prompt, keep, unreadable
 from infinity_mm.synth.stage import Context
 
 CHOICES = tuple(str(score) for score in range(1, 11))
@@ -21,6 +25,18 @@ _NUMBER = r"(?<![\d.\-])(\d{1,2})(?:\.0+)?(?!\.?\d)"
 _NAMED = re.compile(rf"(?:score|rating)\b\W*(?:is|of|:|=)?\W*{_NUMBER}", re.IGNORECASE)
 _OF_TEN = re.compile(rf"{_NUMBER}\s*(?:/|out of)\s*10\b", re.IGNORECASE)
 _ANY = re.compile(r"-?\d+(?:\.\d+)?")
+_LEAST_FOR_A_REASON = 64
+SCHEMA = canonical_json(
+    {
+        "type": "object",
+        "properties": {
+            "reason": {"type": "string"},
+            "score": {"type": "integer", "minimum": 1, "maximum": 10},
+        },
+        "required": ["reason", "score"],
+        "additionalProperties": False,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +44,17 @@ class JudgeConfig:
     """How pairs are judged."""
 
     max_new_tokens: int = 4
-    """Room for one number."""
+    """Room for one number; with a reason, for that too."""
+    with_reason: bool = False
+    """Ask for the reason and then the score, as JSON. It costs tokens, and there are no probabilities of scores."""
+
+    def __post_init__(self) -> None:
+        if self.with_reason and self.max_new_tokens < _LEAST_FOR_A_REASON:
+            raise explain(
+                what=f"a reason and a score do not fit in max_new_tokens={self.max_new_tokens}",
+                where="JudgeConfig (YAML section `judge`)",
+                fix=f"set judge.max_new_tokens to at least {_LEAST_FOR_A_REASON}, usually 256",
+            )
 
 
 @final
@@ -39,19 +65,21 @@ class Judge:
     reads = frozenset({"question", "answer"})
     writes = frozenset({"score"})
     roles = frozenset({"judge"})
-    prompts = frozenset({"judge"})
     needs_probabilities = frozenset[str]()
 
     def __init__(self, config: JudgeConfig) -> None:
         """Every pair is judged on its own: a judge that sees several compares them."""
+        self._config = config
+        self.prompts = judge_prompts(config)
         self._exchange = judge_exchange(self.name, config)
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """One call per pair."""
-        return await self._exchange.run(samples, context, write=write_judge, read=self._read)
+        write = partial(write_judge, self._config)
+        return await self._exchange.run(samples, context, write=write, read=self._read)
 
     def _read(self, sample: Sample, reply: Reply) -> Outcome:
-        score = read_score(reply)
+        score = read_score(reply, self._config)
         if score is None:
             return unreadable(sample, self.name, "unreadable_score", reply)
         return keep(replace(sample, score=score))
@@ -60,17 +88,32 @@ class Judge:
 def judge_exchange(stage: str, config: JudgeConfig, *, step: str = "", draw: int = 0) -> Exchange:
     """The call to the judge, for this stage and for those that have a changed answer judged again."""
     return Exchange(
-        stage=stage, role="judge", max_new_tokens=config.max_new_tokens, choices=CHOICES, step=step, draw=draw
+        stage=stage,
+        role="judge",
+        max_new_tokens=config.max_new_tokens,
+        choices=() if config.with_reason else CHOICES,
+        schema=SCHEMA if config.with_reason else None,
+        step=step,
+        draw=draw,
     )
 
 
-def write_judge(sample: Sample) -> Prompt:
+def judge_prompts(config: JudgeConfig) -> frozenset[str]:
+    """Names of the prompts that the call uses."""
+    return frozenset({"judge_reason", REPAIR} if config.with_reason else {"judge"})
+
+
+def write_judge(config: JudgeConfig, sample: Sample) -> Prompt:
     """The prompt for one pair; the style is not told, so that long answers are not judged by their kind."""
-    return Prompt(name="judge", fields={"question": sample.question or "", "answer": sample.answer or ""})
+    name = "judge_reason" if config.with_reason else "judge"
+    return Prompt(name=name, fields={"question": sample.question or "", "answer": sample.answer or ""})
 
 
-def read_score(reply: Reply) -> Score | None:
+def read_score(reply: Reply, config: JudgeConfig) -> Score | None:
     """The score record in a reply; None if no score from 1 to 10 can be read."""
+    if config.with_reason:
+        said = json.loads(reply.text)
+        return Score(overall=said["score"], reason=said["reason"].strip())
     overall = read_number(reply.text)
     if overall is None:
         return None

@@ -35,7 +35,7 @@ class Loss:
         scorings = [scoring_of(sample, context.prompts) for sample in samples]
         answers = await engine.score(scorings)
         return [
-            self._outcome(_with_call(sample, scoring, engine.fingerprint, context.prompts), answer)
+            self._outcome(_with_call(sample, scoring, engine.fingerprint, context.prompts, answer), answer)
             for sample, scoring, answer in zip(samples, scorings, answers, strict=True)
         ]
 
@@ -55,7 +55,9 @@ def scoring_of(sample: Sample, prompts: PromptSet) -> Scoring:
     return Scoring(turns=(*turns, Turn("assistant", (Text(sample.answer or ""),))), images=sample.images)
 
 
-def _with_call(sample: Sample, scoring: Scoring, model: str, prompts: PromptSet) -> Sample:
+def _with_call(
+    sample: Sample, scoring: Scoring, model: str, prompts: PromptSet, answer: Likelihood | Failure
+) -> Sample:
     call = Call(
         stage=Loss.name,
         model=model,
@@ -63,5 +65,6 @@ def _with_call(sample: Sample, scoring: Scoring, model: str, prompts: PromptSet)
         key=scoring.key(model),
         temperature=0.0,
         seed=0,
+        simulated=isinstance(answer, Likelihood) and answer.simulated,
     )
     return replace(sample, calls=(*sample.calls, call))

@@ -1,6 +1,8 @@
 """Pass `publish` (P4): the conversations that stayed, cut into files for others.
 
 units of `dedup` grouped by rows --+ pairs of `journeys`, image bytes--> train-00000-of-00002.parquet, ...
+
+What a simulated run made up goes the same way to its last step and is dropped there.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
 from infinity_mm.errors import explain
-from infinity_mm.record import Emitted, Outcome, Quarantined, canonical_json, digest, settle
+from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, canonical_json, digest, settle
+from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
+from infinity_mm.synth.exchange import drop
 from infinity_mm.synth.ids import is_source
 from infinity_mm.synth.journey_pass import read_pairs, set_aside
 from infinity_mm.synth.publish import parquet_bytes, row
@@ -22,6 +26,10 @@ from infinity_mm.vision.images import BadImage
 
 if TYPE_CHECKING:
     from infinity_mm.runtime.run import Run
+
+NAME = "publish"
+SIMULATED = "simulated"
+"""Why a made-up row is dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,7 @@ class PublishPass:
     """The pass whose samples are published."""
     journeys: str = "journeys"
     """The pass, cut into the same units, that wrote the pairs of each conversation."""
-    name: str = "publish"
+    name: str = NAME
 
     def fingerprint(self) -> str:
         """Configuration."""
@@ -102,9 +110,13 @@ class _PublishWorker:
         outcomes: list[Outcome] = []
         for sample in samples:
             try:
-                made = [pairs[id_] for id_ in sample.parents if not is_source(id_)]
-                rows.append(row(sample, made, self._run.images))
-                outcomes.append(Emitted(sample=sample))
+                told = [pairs[id_] for id_ in sample.parents if not is_source(id_)]
+                made = row(sample, told, self._run.images)
+                if sample.is_simulated:
+                    outcomes.append(drop(sample, self._pass.name, SIMULATED))
+                else:
+                    rows.append(made)
+                    outcomes.append(Emitted(sample=sample))
             except BadImage as bad:  # the file was removed or replaced since it was read first
                 outcomes.append(
                     Quarantined(
@@ -117,7 +129,20 @@ class _PublishWorker:
             input_ids=ids,
             samples=[outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)],
             fates=settle(self._pass.name, ids, outcomes),
+            dropped=[set_aside(outcome) for outcome in outcomes if isinstance(outcome, Dropped)],
             quarantined=[set_aside(outcome) for outcome in outcomes if isinstance(outcome, Quarantined)],
             metrics={"rows": len(rows), "bytes": len(data)},
             files={file: data},
         )
+
+
+def refuse_simulated(run: Run) -> None:
+    """Raise `UserError` where the run's replies were made up: nothing of it may leave the run directory."""
+    manifest = run.manifest(NAME)
+    if manifest is None or not any(reason == SIMULATED for _, _, reason, _ in fate_counts(manifest.totals)):
+        return
+    raise explain(
+        what="this run was simulated: no model said any of it",
+        where=run.run_dir,
+        fix="run it again in a new run_dir with journal: record",
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import final
 
 from infinity_mm.engines.base import Reply
@@ -16,7 +17,7 @@ from infinity_mm.quality.policy import Policy, decide_score, label_fault
 from infinity_mm.quality.verify import VerifyConfig, rewrite_fault
 from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample
 from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep, unreadable
-from infinity_mm.synth.judge import JudgeConfig, judge_exchange, read_score, write_judge
+from infinity_mm.synth.judge import JudgeConfig, judge_exchange, judge_prompts, read_score, write_judge
 from infinity_mm.synth.stage import Context, Stage
 
 
@@ -63,7 +64,7 @@ class Rewrite:
         self._judge = judge
         self._filters = filters
         self.roles = frozenset({"teacher", "judge"}).union(*(stage.roles for stage in filters))
-        self.prompts = frozenset({"rewrite", "judge"}).union(*(stage.prompts for stage in filters))
+        self.prompts = judge_prompts(judge).union({"rewrite"}, *(stage.prompts for stage in filters))
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """Two calls per rewritten answer and round, besides those of filters; samples that are kept cost none."""
@@ -82,12 +83,14 @@ class Rewrite:
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
             draw=draw,
+            words=True,
         )
         outcomes = await writer.run(samples, context, write=_write, read=self._read)
         for stage in self._filters:
             outcomes = _onward(outcomes, await stage.run(_drafts(outcomes), context))
         judge = judge_exchange(self.name, self._judge, step="judge", draw=draw)
-        judged = await judge.run(_drafts(outcomes), context, write=write_judge, read=self._compare)
+        write = partial(write_judge, self._judge)
+        judged = await judge.run(_drafts(outcomes), context, write=write, read=self._compare)
         return [_as_ours(outcome, self.name) for outcome in _onward(outcomes, judged)]
 
     def _read(self, sample: Sample, reply: Reply) -> Outcome:
@@ -99,12 +102,11 @@ class Rewrite:
             decision=None,
             previous=(*sample.previous, (sample.answer or "", sample.score)),
         )
-        fault = "rewrite_cut_off" if reply.finish_reason == "length" else None
-        fault = fault or rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
+        fault = rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
         return drop(draft, self.name, fault) if fault else keep(draft)
 
     def _compare(self, draft: Sample, reply: Reply) -> Outcome:
-        score = read_score(reply)
+        score = read_score(reply, self._judge)
         if score is None:
             return unreadable(draft, self.name, "unreadable_score", reply)
         _, old_score = draft.previous[-1]

@@ -65,8 +65,9 @@ class JourneyConfig:
     max_failed_share: float = 0.25
     """Largest share of a shard's calls that may fail for reasons that pass (a server that is down or overloaded).
     Above it the run stops instead of setting the shard aside; the same command goes on once the server is back."""
-    journal: Literal["record", "replay"] = "record"
-    """`replay` asks no model: every reply must be in the run's journal."""
+    journal: Literal["record", "replay", "simulate"] = "record"
+    """`replay` asks no model: every reply must be in the run's journal. `simulate` makes replies up, to see the shape
+    of a run: they are marked, and the publish pass lets none through."""
 
     def __post_init__(self) -> None:
         if self.images_per_shard < 1 or self.images_in_flight < 1:

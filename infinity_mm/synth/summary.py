@@ -37,6 +37,8 @@ class Summary:
     """Stage -> requests to a model, those answered by the journal included."""
     calls_from_journal: int
     calls_failed: int
+    calls_simulated: int
+    """Replies that no model gave; where there are any, every figure here is one of a simulated run."""
     prompt_tokens: int
     completion_tokens: int
     images_read: int
@@ -85,6 +87,7 @@ def summarise(
         calls={stage: int(metrics[f"calls.{stage}"]) for stage in stages if f"calls.{stage}" in metrics},
         calls_from_journal=_added(metrics, "from_journal."),
         calls_failed=_added(metrics, "failed_calls."),
+        calls_simulated=int(metrics.get("simulated", 0)),
         prompt_tokens=_added(metrics, "prompt_tokens."),
         completion_tokens=_added(metrics, "completion_tokens."),
         images_read=manifests["unique"].totals["out"],

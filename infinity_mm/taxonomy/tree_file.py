@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ class TreeFile:
 
 def read_tree(name: str) -> Tree:
     """Read a shipped tree by name, or the file at a path."""
+    return _shipped(name) if name in SHIPPED else _read(_file(name, beside=Path()), ())
+
+
+@cache
+def _shipped(name: str) -> Tree:
+    """Once in a process: a pass reads it for its fingerprint and again when it opens."""
     return _read(_file(name, beside=Path()), ())
 
 

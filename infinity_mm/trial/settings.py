@@ -90,9 +90,10 @@ def _teacher(settings: Settings, served: Served | None) -> dict[str, Any]:
         "kind": "openai",
         "base_url": served.base_url,
         "model": served.model,
-        "revision": "unspecified",
         "max_in_flight": 16,
-        "max_retries": 3,  # somebody is waiting; what a server in trouble did answer is kept for the next try
+        # Somebody is waiting; what a server in trouble did answer is kept for the next try.
+        "max_retries": 3,
+        "max_down_s": 10.0,
         "image_max_px": 1536,
     }
     if settings.api_key_env is not None:

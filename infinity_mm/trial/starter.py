@@ -186,7 +186,7 @@ def _engines(starter: Starter) -> str:
             "    kind: openai               # any OpenAI-compatible server: vLLM, SGLang, llama.cpp, hosted ones",
             f"    base_url: {_quoted(starter.endpoint or DEFAULT_ENDPOINT)}   # up to and including /v1",
             f"    model: {_quoted(starter.model or DEFAULT_MODEL)}   # the name that the server knows",
-            "    revision: unspecified      # which weights: a commit or a date; replies are remembered under it",
+            "    revision: null             # which weights: a commit or a date; null is recorded as unpinned",
             "    max_in_flight: 64          # most calls at once; raise it until the server is busy",
             "    image_max_px: 1536         # larger pictures are sent smaller; null sends them as they are",
         ]

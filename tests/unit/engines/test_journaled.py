@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ def test_a_reply_keeps_all_its_fields_through_the_journal(tmp_path: Path) -> Non
         prompt_tokens=7,
         completion_tokens=3,
         choice_logprobs=(-0.1, -2.25),
+        reasoning="hm",
+        cached_tokens=5,
+        simulated=True,
     )
 
     class Says(Echo):
@@ -47,8 +51,7 @@ def test_a_reply_keeps_all_its_fields_through_the_journal(tmp_path: Path) -> Non
     for _ in range(2):
         [reply] = asyncio.run(Journaled(Says(), Journal(str(tmp_path), "w0")).generate([ask("a")]))
         assert isinstance(reply, Reply)
-        assert (reply.finish_reason, reply.prompt_tokens, reply.completion_tokens) == ("length", 7, 3)
-        assert reply.choice_logprobs == (-0.1, -2.25)
+        assert replace(reply, from_journal=False) == full
 
 
 def test_failures_are_asked_again_by_a_run_and_not_by_a_replay(tmp_path: Path) -> None:
@@ -108,8 +111,10 @@ def test_a_request_twice_in_one_call_is_asked_once_and_the_second_is_marked(tmp_
     assert [a.from_journal for a in answers if isinstance(a, Reply)] == [False, False, True]
 
 
-def test_a_request_that_is_being_asked_is_not_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("independent", [False, True])
+def test_a_request_that_is_being_asked_is_not_asked_again(tmp_path: Path, independent: bool) -> None:
     echo = Echo(delay_s=0.02)
+    echo.capabilities = replace(Echo.capabilities, independent=independent)
 
     async def run() -> list[list[Reply | Failure]]:
         engine = Journaled(echo, Journal(str(tmp_path), "w0"))
@@ -123,15 +128,19 @@ def test_a_request_that_is_being_asked_is_not_asked_again(tmp_path: Path) -> Non
     assert answers[2][1] == answers[3][1] == Failure(reason="bad_text", detail="bad")
 
 
+@pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("end", ["cancelled", "raised"])
-def test_when_the_call_that_asks_is_gone_the_one_that_waits_asks_itself(tmp_path: Path, end: str) -> None:
+def test_when_the_call_that_asks_is_gone_the_one_that_waits_asks_itself(
+    tmp_path: Path, end: str, independent: bool
+) -> None:
     gate = asyncio.Event()
     echo = Echo(gate=gate)
+    echo.capabilities = replace(Echo.capabilities, independent=independent)
 
     async def run() -> list[Reply | Failure]:
         engine = Journaled(echo, Journal(str(tmp_path), "w0"))
         first = asyncio.create_task(engine.generate([ask("a"), ask("raise" if end == "raised" else "b")]))
-        await until(lambda: len(echo.batches) == 1)
+        await until(lambda: len(echo.batches) == 1 + independent)
         second = asyncio.create_task(engine.generate([ask("a")]))
         await asyncio.sleep(0)
         gate.set()
@@ -141,7 +150,7 @@ def test_when_the_call_that_asks_is_gone_the_one_that_waits_asks_itself(tmp_path
             await first
         return await second
 
-    assert asyncio.run(run()) == [Reply(text="a!")]
+    assert [reply.text for reply in asyncio.run(run()) if isinstance(reply, Reply)] == ["a!"]
 
 
 def test_a_reply_is_on_disk_before_it_is_returned(tmp_path: Path) -> None:
@@ -191,3 +200,30 @@ def test_replaying_into_an_empty_journal_gives_a_journal_with_the_same_values(tm
     for request in requests:
         key = request.key("echo")
         assert Journal(new, "w1").get(key) == Journal(old, "w1").get(key)
+
+
+def test_a_reply_of_an_independent_engine_is_on_disk_while_its_neighbour_is_still_written(
+    tmp_path: Path,
+) -> None:
+    gate = asyncio.Event()
+
+    class Slow(Echo):
+        capabilities = replace(Echo.capabilities, independent=True)
+
+        async def generate(self, requests: Sequence[Request]) -> list[Reply | Failure]:
+            if requests[0].turns[-1].text == "slow":
+                await gate.wait()
+            return await super().generate(requests)
+
+    echo = Slow()
+
+    async def run() -> list[Reply | Failure]:
+        engine = Journaled(echo, Journal(str(tmp_path), "w0"))
+        both = asyncio.create_task(engine.generate([ask("slow"), ask("quick")]))
+        await until(lambda: Journal(str(tmp_path), "other").get(ask("quick").key("echo")) is not None)
+        assert not both.done()
+        gate.set()
+        return await both
+
+    assert asyncio.run(run()) == [Reply(text="slow!"), Reply(text="quick!")]
+    assert echo.batches == [["quick"], ["slow"]]

@@ -3,6 +3,7 @@ import base64
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -225,3 +226,81 @@ def test_a_body_of_megabytes_is_sent_without_a_warning() -> None:
     (reply,) = generate([ask("y" * 3_000_000)])
     assert isinstance(reply, Reply)
     assert len(reply.text) > 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("field", "sent"),
+    [
+        (
+            "response_format",
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "reply", "schema": {"type": "object"}, "strict": True},
+            },
+        ),
+        ("structured_outputs", {"json": {"type": "object"}}),
+        ("guided_json", {"type": "object"}),
+    ],
+)
+def test_a_schema_is_sent_in_the_field_that_the_server_has_for_it(field: str, sent: dict[str, Any]) -> None:
+    server = Server()
+    request = replace(ask("judge"), schema='{"type":"object"}')
+    generate([request], server=server, schema_field=field)
+    generate([request], server=server)
+    with_field, without = server.bodies
+    assert with_field[field] == sent
+    assert field not in without
+
+
+def test_without_a_revision_the_weights_are_recorded_as_unpinned_and_a_person_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fingerprint() -> str:
+        async with OpenAISpec(base_url="http://a/v1", model="some/model-of-this-test").open(
+            Drawn()
+        ) as engine:
+            return engine.fingerprint
+
+    found = {asyncio.run(fingerprint()) for _ in range(2)}
+    assert [name.split(", ")[0] for name in found] == ["openai: some/model-of-this-test@unpinned"]
+    assert [record.getMessage().split(" has ")[0] for record in caplog.records] == ["some/model-of-this-test"]
+
+
+def test_while_a_replica_is_dead_its_images_are_answered_by_the_other() -> None:
+    async def run() -> tuple[list[Reply | Failure], Server]:
+        images = Drawn()
+        async with Server() as dead:
+            url = dead.url
+        async with Server() as alive:
+            spec = OpenAISpec(
+                base_url=url, replicas=(alive.url,), model="m", revision="r", backoff_s=0.001, max_retries=8
+            )
+            async with spec.open(images) as engine:
+                asked = [look(images.image(i), f"{i} {call}") for i in range(8) for call in "xyz"]
+                return await engine.generate(asked), alive
+
+    answers, alive = asyncio.run(run())
+    assert [isinstance(answer, Reply) for answer in answers] == [True] * 24
+    assert alive.calls.total() == 24
+
+
+def test_with_no_server_left_calls_wait_and_then_say_so() -> None:
+    async def run() -> list[Reply | Failure]:
+        async with Server() as dead:
+            url = dead.url
+        spec = OpenAISpec(
+            base_url=url, model="m", revision="r", backoff_s=0.001, max_retries=99, max_down_s=0.01
+        )
+        async with spec.open(Drawn()) as engine:
+            return await engine.generate([ask(str(i)) for i in range(8)])
+
+    answers = asyncio.run(run())
+    assert {(a.reason, a.retryable) for a in answers if isinstance(a, Failure)} == {("endpoint_down", True)}
+    assert len(answers) == 8
+
+
+def test_an_image_that_several_calls_want_at_once_is_read_once() -> None:
+    images = Drawn()
+    image = images.image(0)
+    generate([look(image, str(i)) for i in range(12)], images=images)
+    assert images.num_reads == 1

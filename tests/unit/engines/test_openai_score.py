@@ -48,12 +48,12 @@ def test_exactly_the_tokens_of_the_last_turn_are_averaged() -> None:
     assert (found.num_tokens, found.prompt_tokens) == (10, marks + 7 + 3 + 4 + 5 + 13)
 
 
-def test_the_image_is_sent_once_and_the_opening_is_asked_for_once() -> None:
+def test_the_image_is_sent_once_and_how_a_reply_opens_is_asked_for_once() -> None:
     images, server = Drawn(), ScoringServer()
     turns = [(Turn("user", (ImageSlot(0), Text("what"))), Turn("assistant", (Text(text),))) for text in "abc"]
     score([Scoring(turns=each, images=(images.image(0),)) for each in turns], server, images)
     paths = [path for path, _ in server.bodies]
-    assert (paths.count("/tokenize"), paths.count("/v1/chat/completions")) == (1 + 3, 3)
+    assert (paths.count("/tokenize"), paths.count("/v1/chat/completions")) == (2 + 3, 3)
     with_image = [path for path, body in server.bodies if "image_url" in str(body)]
     assert with_image == ["/v1/chat/completions"] * 3
     measured = next(body for path, body in server.bodies if path != "/tokenize")
@@ -89,8 +89,8 @@ def test_an_engine_that_was_not_told_to_score_asks_nobody() -> None:
 def test_template_settings_reach_both_kinds_of_calls() -> None:
     server, settings = ScoringServer(), {"enable_thinking": False}
     score([said("red")], server, extra_body={"chat_template_kwargs": settings, "top_k": 5})
-    assert [body["chat_template_kwargs"] for _, body in server.bodies] == [settings] * 3
-    assert [body.get("top_k") for _, body in server.bodies] == [None, None, 5]
+    assert [body["chat_template_kwargs"] for _, body in server.bodies] == [settings] * 4
+    assert [body.get("top_k") for _, body in server.bodies] == [None, None, None, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 import base64
 import io
+import json
 
 import pytest
 from nano import Drawn
 from PIL import Image
 
-from infinity_mm.engines.base import Request
-from infinity_mm.engines.openai_wire import chat_payload, data_uri, named_choice, read_reply, without_thinking
+from infinity_mm.engines.base import Reply, Request
+from infinity_mm.engines.openai_wire import chat_payload, data_uri, named_choice, read_reply, split_thinking
 from infinity_mm.record import ImageSlot, Region, Text, Turn
 from infinity_mm.vision.images import BadImage
 
@@ -67,7 +68,9 @@ def test_a_conversation_keeps_its_turns_and_parts_in_order() -> None:
         images=(Drawn().image(0), Drawn().image(1)),
         max_new_tokens=4,
     )
-    payload = chat_payload(request, ["uri0", "uri1"], model="m", choice_field=None, extra_body={})
+    payload = chat_payload(
+        request, ["uri0", "uri1"], model="m", choice_field=None, schema_field=None, extra_body={}
+    )
     assert payload["messages"] == [
         {"role": "system", "content": "be brief"},
         {
@@ -85,16 +88,27 @@ def test_a_conversation_keeps_its_turns_and_parts_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "visible"),
+    ("text", "reasoning", "visible"),
     [
-        ("<think>hm</think>\n yes ", "yes"),
-        ("<think>cut off", ""),
-        ("began in the prompt</think>yes", "yes"),
-        ("a < b", "a < b"),
+        ("<think>hm</think>\n yes ", "hm", "yes"),
+        ("<think>cut off", "cut off", ""),
+        ("began in the prompt</think>yes", "began in the prompt", "yes"),
+        ("<think>a</think>yes<think>b</think>", "a\nb", "yes"),
+        ("a < b", "", "a < b"),
     ],
 )
-def test_thinking_is_left_out_of_the_text(text: str, visible: str) -> None:
-    assert without_thinking(text) == visible
+def test_thinking_is_kept_apart_from_the_text(text: str, reasoning: str, visible: str) -> None:
+    assert split_thinking(text) == (reasoning, visible)
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_reasoning_in_a_field_of_its_own_and_cached_tokens_are_kept(field: str) -> None:
+    message = {"content": "three", field: "one, two, three"}
+    usage = {"prompt_tokens": 9, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 8}}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+    assert read_reply(body, ()) == Reply(
+        text="three", reasoning="one, two, three", prompt_tokens=9, completion_tokens=5, cached_tokens=8
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stock families score given answers: a batch of different lengths says what each conversation alone says."""
+"""Stock families score given answers as their templates write them, in a batch as alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import asyncio
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from tiny_families import NAMES, picture, write_checkpoint
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from infinity_mm.engines.base import Failure, Likelihood, Scoring
 from infinity_mm.engines.transformers import TransformersSpec
@@ -36,7 +40,9 @@ def saw(image: ImageRef, question: str, answer: str) -> Scoring:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_padding_changes_no_likelihood(name: str, tmp_path: Path) -> None:
+def test_an_answer_is_scored_where_the_template_puts_it_and_padding_changes_nothing(
+    name: str, tmp_path: Path
+) -> None:
     folder = write_checkpoint(name, tmp_path)
     pictures = Pictures()
     small, large = pictures.add(0, 24, 16), pictures.add(1, 40, 48)
@@ -57,3 +63,30 @@ def test_padding_changes_no_likelihood(name: str, tmp_path: Path) -> None:
         assert isinstance(expected, Likelihood), expected
         assert found.mean_logprob == pytest.approx(expected.mean_logprob, abs=1e-4)
         assert (found.num_tokens, found.prompt_tokens) == (expected.num_tokens, expected.prompt_tokens)
+    # This one is read as a model of our own, where a scored reply opens as a new one does, without the space that its
+    # template puts into past ones.
+    own = name == "llava_onevision"
+    for scoring, found in zip(scorings if not own else (), together):
+        assert isinstance(found, Likelihood)
+        text, mean = by_hand(folder, scoring, pictures, found.num_tokens)
+        assert text.strip() == scoring.turns[-1].text
+        assert found.mean_logprob == pytest.approx(mean, abs=1e-4)
+
+
+def by_hand(folder: Path, scoring: Scoring, pictures: Pictures, num_tokens: int) -> tuple[str, float]:
+    """The last tokens of the chat as its template writes it, and the mean of their log-probabilities."""
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    question, answer = scoring.turns[0].text, scoring.turns[1].text
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    text = processor.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    image = Image.open(io.BytesIO(pictures.read(scoring.images[0])))
+    inputs = processor(text=text, images=[image], return_tensors="pt")
+    with torch.no_grad():
+        logprobs = model(**inputs).logits[0].double().log_softmax(-1)
+    ids = inputs.input_ids[0, -num_tokens:]
+    values = logprobs[-num_tokens - 1 : -1].gather(1, ids[:, None])
+    return processor.tokenizer.decode(ids), float(values.mean())

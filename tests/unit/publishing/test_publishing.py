@@ -181,6 +181,13 @@ def test_a_drawn_set_says_how_many_answers_were_right() -> None:
     assert matter(card)["license"] == "mit"
 
 
+def test_weights_that_nobody_pinned_are_a_limit_of_the_set() -> None:
+    calls = Counter({("answer", "openai: m@unpinned, {}"): 1, ("judge", "openai: j@abc, {}"): 1})
+    card = dataset_card(repo="me/x", name="x", facts=Facts(calls=calls), data_files=[], summary={}, run={})
+    assert "cannot be asked again: openai: m@unpinned" in card
+    assert card.count("cannot be asked again") == 1
+
+
 def test_a_model_card_names_its_base_and_no_folder_of_this_machine() -> None:
     stage = {"config": {"model": {"path": "/home/someone/nano-base"}, "steps": 3, "data": []}}
     card = model_card(

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from infinity_mm.errors import UserError
-from infinity_mm.quality.phrases import is_loop, is_refusal, talks_about_the_task
-from infinity_mm.quality.verify import VerifyConfig, edit_ratio, main_script, rewrite_fault
+from infinity_mm.quality.phrases import is_loop, is_refusal, main_script, talks_about_the_task
+from infinity_mm.quality.verify import VerifyConfig, edit_ratio, rewrite_fault
 
 CONFIG = VerifyConfig()
 LONG = "There are two red circles left of the square. Answer: two"
@@ -18,10 +18,7 @@ LONG = "There are two red circles left of the square. Answer: two"
         ("red", "red", "rewrite_unchanged"),
         ("red", " red\n", "rewrite_unchanged"),
         ("red", "Red", None),
-        ("red", "  ", "rewrite_empty"),
-        ("red", "I'm sorry, but I cannot see it.", "rewrite_refusal"),
         ("red", "Here is the corrected answer: blue", "rewrite_talks_about_the_task"),
-        ("red", "red " * 40, "rewrite_loop"),
         (LONG, LONG.partition(" Answer")[0], "rewrite_changed_format"),
         (LONG, LONG.replace(" Answer", "\nAnswer").replace("two", "three"), None),
         ("There are two.", "There are three.\nAnswer: three", "rewrite_changed_format"),
@@ -55,6 +52,9 @@ def test_the_script_stands_in_for_the_language() -> None:
         "As an AI language model,",
         "I can\u2019t see",
         "抱歉, 我",
+        "非常抱歉, 我看不到图片。",
+        "作为一个AI语言模型, 我不能",
+        "无法识别图中的文字。",
         "Sorry, I",
     ],
 )

@@ -48,7 +48,7 @@ HOSTILE = (
     "<svg/onload=document.title='owned'> ]]> {{7*7}} ${7*7} &lt;b&gt; %3Cscript%3E",
 )
 """What a model, a caption or a file name may say."""
-HUGE = "A" * 1_000_000
+HUGE = " ".join(str(number) for number in range(200_000))[:1_000_000]
 TYPES = ("fine_single/attribute/color", "fine_single/attribute/size", "logic/existence/present")
 """As many as an image gets, so that near copies are asked the same."""
 

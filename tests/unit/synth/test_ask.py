@@ -30,10 +30,6 @@ def read(text: str, *examples: str) -> str:
         ("Name the color of the large circle.", "Name the color of the large circle."),
         ("图中有几只狗\uff1f 都在哪里\uff1f", "图中有几只狗\uff1f 都在哪里\uff1f"),
         ('Does the sign say "A" or "B"?', 'Does the sign say "A" or "B"?'),
-        ("", "(empty_reply)"),
-        ("   \n ", "(empty_reply)"),
-        ("I cannot see any image.", "(refusal)"),
-        ("I'm sorry, but I can't help.", "(refusal)"),
         ("How many dogs?\nAnswer: 3", "(several_lines)"),
         ("There are three dogs.", "(no_question_in_reply)"),
         ("NONE", "(nothing_to_ask)"),
@@ -47,8 +43,8 @@ def test_a_question_is_read_or_the_reason_is_named(reply: str, question: str) ->
 
 
 def test_a_question_that_did_not_fit_is_dropped_as_cut_off() -> None:
-    reply = Reply(text="How many dogs?", finish_reason="length")
-    assert read_question(reply, examples=(), config=CONFIG) == Rejected(reason="cut_off")
+    cut = FakeEngine(lambda request: Reply(text="How many dogs?", finish_reason="length"))
+    assert told(outcomes_of(STAGE, [ASKED], cut)) == [("Dropped", "cut_off")]
 
 
 def test_a_copy_of_an_example_may_be_allowed() -> None:

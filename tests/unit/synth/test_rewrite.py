@@ -39,8 +39,9 @@ def test_what_is_kept_passes_and_costs_no_call() -> None:
     ("new", "score", "reason"),
     [
         ("two", "9", "rewrite_unchanged"),
-        ("", "9", "rewrite_empty"),
-        ("I cannot see that.", "9", "rewrite_refusal"),
+        ("", "9", "empty_reply"),
+        ("I cannot see that.", "9", "refusal"),
+        ("three " * 40, "9", "loop"),
         ("The answer is already correct.", "9", "rewrite_talks_about_the_task"),
         ("It is one of the many things that can be seen", "9", "rewrite_too_long"),
         ("three", "7", "rewrite_score_low"),
@@ -59,7 +60,7 @@ def test_a_rewrite_that_gains_too_little_is_dropped() -> None:
 
 def test_a_cut_off_rewrite_is_dropped_and_an_unreadable_score_is_quarantined() -> None:
     cut = FakeEngine(lambda request: Reply(text="three", finish_reason="length"))
-    assert told(outcomes_of(STAGE, [POOR], cut, saying("9"))) == [("Dropped", "rewrite_cut_off")]
+    assert told(outcomes_of(STAGE, [POOR], cut, saying("9"))) == [("Dropped", "cut_off")]
     assert rewritten(POOR, "three", "fine") == [("Quarantined", "unreadable_score")]
 
 

@@ -25,7 +25,11 @@ from infinity_mm.engines.base import Engine, Failure, ImageReader, Likelihood, R
 from infinity_mm.engines.openai import OpenAISpec
 from infinity_mm.errors import UserError
 from infinity_mm.eval.windtunnel import MemoryImages
+from infinity_mm.formats.convert import export_data
 from infinity_mm.prompts import PromptSet
+from infinity_mm.publishing.run_bundle import run_bundle
+from infinity_mm.runtime.run import Run
+from infinity_mm.storage.shards import read_jsonl
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import described, run_synthesis
 from infinity_mm.synth.stage import check_engines
@@ -233,3 +237,41 @@ def test_the_report_shows_every_stage_and_every_reason(config: SynthConfig) -> N
 
 def test_the_entry_script_is_a_table_of_contents() -> None:
     assert len((ROOT / "pipelines" / "synth.py").read_text().splitlines()) < 120
+
+
+def test_a_simulated_run_walks_every_stage_asks_nobody_and_publishes_nothing(
+    config: SynthConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def asked(self: FakeSpec, request: Request) -> Reply:
+        raise AssertionError("a simulated run asked a model")
+
+    monkeypatch.setattr(FakeSpec, "say", asked)
+    summary = run_synthesis(replace(config, journal="simulate"))
+    assert summary.calls_simulated == sum(summary.calls.values()) - summary.calls_failed > 0
+    assert [stage for stage in (*config.stages, "dedup", "publish") if not summary.fates[stage]] == []
+    assert summary.conversations == 0
+    assert summary.dropped["publish"] == {"simulated": summary.passes["publish"]["in"]}
+    run = Run(config.run_dir)
+    pairs = [pair for _, file in run.committed_files("journeys") for pair in read_jsonl(_bytes(run, file))]
+    assert pairs
+    assert all(call["simulated"] for pair in pairs for call in pair["sample"]["calls"])
+    for leave in (
+        lambda: export_data(Path(config.run_dir), "messages", tmp_path / "out"),
+        lambda: run_bundle(config.run_dir, repo="me/set"),
+    ):
+        with pytest.raises(UserError, match="no model said any of it"):
+            leave()
+
+
+def test_after_a_simulated_run_a_real_one_in_the_same_directory_takes_nothing_from_it(
+    config: SynthConfig,
+) -> None:
+    simulated = run_synthesis(replace(config, journal="simulate"))
+    summary = run_synthesis(config)
+    assert summary.conversations > 0
+    assert (summary.calls_simulated, summary.calls_from_journal) == (0, 0)
+    assert run_synthesis(replace(config, journal="simulate")).fates == simulated.fates
+
+
+def _bytes(run: Run, file: str) -> bytes:
+    return Path(run.path(file)).read_bytes()
