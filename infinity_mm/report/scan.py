@@ -43,6 +43,7 @@ _UNITS = {
     "ask": "questions",
     "distinct": "questions",
     "check": "questions",
+    "critic": "questions",
     "styles": "questions",
     "answer": "pairs",
     "blind": "pairs",

@@ -74,7 +74,7 @@ class Ask:
 
     def __init__(self, config: AskConfig, definitions: Mapping[str, str]) -> None:
         """`definitions`: instruction type -> what it asks for, in a sentence."""
-        self._config = config
+        self.config = config
         self._definitions = definitions if config.describe_type else {}
         self._exchange = Exchange(
             stage=self.name,
@@ -86,16 +86,17 @@ class Ask:
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """One question per sample."""
-        return await self._exchange.run(samples, context, write=self._write, read=self._read)
+        return await self._exchange.run(samples, context, write=self.write, read=self._read)
 
-    def _write(self, sample: Sample) -> Prompt:
+    def write(self, sample: Sample) -> Prompt:
+        """The prompt for one sample."""
         assert sample.examples is not None, "see `reads`"
         first, second = sample.examples
         type_ = type_text(sample.instruction_type or "", self._definitions)
         return Prompt(name="ask", fields={"type": type_, "example_1": first, "example_2": second})
 
     def _read(self, sample: Sample, reply: Reply) -> Outcome:
-        result = read_question(reply, examples=sample.examples or (), config=self._config)
+        result = read_question(reply, examples=sample.examples or (), config=self.config)
         if isinstance(result, Rejected):
             return drop(replace(sample, question=reply.text), self.name, result.reason)
         return keep(replace(sample, question=result))

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from infinity_mm.runtime.run import Run
 
 
-
 @final
 @dataclass(frozen=True, kw_only=True)
 class CapPass:

@@ -17,6 +17,7 @@ from infinity_mm.synth.cap_pass import CapPass
 from infinity_mm.synth.dedup_pass import DedupConfig, DedupPass
 from infinity_mm.synth.journey_pass import JourneyPass
 from infinity_mm.synth.publish_pass import PublishConfig, PublishPass
+from infinity_mm.synth.repeats_pass import RepeatsPass
 from infinity_mm.synth.stages import JourneyConfig
 from infinity_mm.taxonomy.plan_pass import PlanConfig, PlanPass
 from infinity_mm.taxonomy.tag_pass import TagPass
@@ -76,6 +77,8 @@ class SynthConfig(JourneyConfig):
         """In order; each reads what the one before committed."""
         judge, scorer = self.engines.judge, self.engines.scorer
         cap = [CapPass(max_blind_share=self.policy.max_blind_share)] if self.policy.blind == "cap" else []
+        counted = self.dedup.count_questions or self.policy.max_repeats is not None
+        repeats = [RepeatsPass(max_repeats=self.policy.max_repeats)] if counted else []
         return [
             ReadPass(config=self.read),
             UniquePass(),
@@ -91,5 +94,6 @@ class SynthConfig(JourneyConfig):
             ),
             *cap,
             DedupPass(config=self.dedup, after=cap[0].name if cap else "journeys"),
-            PublishPass(config=self.publish),
+            *repeats,
+            PublishPass(config=self.publish, after=repeats[0].name if repeats else "dedup"),
         ]

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from infinity_mm.config import to_plain
 from infinity_mm.dedup.images import near_pairs
 from infinity_mm.dedup.text import normalise, same_question
 from infinity_mm.errors import explain
-from infinity_mm.record import Emitted, Fate, Sample, canonical_json, digest, settle
+from infinity_mm.record import Emitted, Fate, Sample, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 
 if TYPE_CHECKING:
@@ -32,6 +31,9 @@ class DedupConfig:
 
     radius_bits: int = 4
     """Most bits in which the perceptual hashes of two images of the same picture differ, of 64."""
+    count_questions: bool = False
+    """Label every pair with how many times its question has been asked over the whole set (pass `repeats`). A limit,
+    `policy.max_repeats`, counts them too."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.radius_bits < 32:
@@ -53,8 +55,8 @@ class DedupPass:
     name: str = "dedup"
 
     def fingerprint(self) -> str:
-        """Configuration."""
-        return digest(self.name, self.after, canonical_json(to_plain(self.config)))
+        """What decides who is merged; whether questions are counted is the next pass's business."""
+        return digest(self.name, self.after, str(self.config.radius_bits))
 
     def units(self, run: Run) -> Sequence[Unit]:
         """One unit per unit before; who is merged into whom is decided here, over all of them."""

@@ -19,6 +19,7 @@ from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Call, ImageSlot, Merged, Outcome, Sample, Text, Turn
 from infinity_mm.synth.answer import write_answer
+from infinity_mm.synth.choice import stem
 from infinity_mm.synth.exchange import drop, keep
 from infinity_mm.synth.ids import conversation_id, is_source
 from infinity_mm.synth.stage import Context
@@ -69,7 +70,7 @@ class Merge:
                 continue
             if sample.decision not in (None, "keep"):  # there is no stage that would have rewritten it
                 outcomes.append(drop(sample, self.name, f"decided_{sample.decision}"))
-            elif normalise(sample.question or "") in known:
+            elif normalise(stem(sample)) in known:
                 outcomes.append(drop(sample, self.name, "asked_in_source"))
             else:
                 kept.append(sample)
@@ -92,7 +93,7 @@ def by_question(pairs: Sequence[Sample]) -> tuple[list[dict[str, Sample]], list[
     table: dict[str, dict[str, Sample]] = {}
     doubles: list[Sample] = []
     for pair in pairs:
-        row = table.setdefault(normalise(pair.question or ""), {})
+        row = table.setdefault(normalise(stem(pair)), {})
         if row.setdefault(pair.style or "", pair) is not pair:
             doubles.append(pair)
     return list(table.values()), doubles

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from infinity_mm.record import Dropped, Emitted, ImageSlot, Outcome, Sample, Turn, canonical_json, settle
+from infinity_mm.record import Dropped, Emitted, ImageSlot, Outcome, Sample, canonical_json, settle
 from infinity_mm.runtime.passes import UnitResult
 from infinity_mm.synth.ids import is_source, num_source_turns
 from infinity_mm.synth.journey_pass import read_pairs, set_aside

@@ -41,7 +41,7 @@ FEATURES: dict[str, object] = {
 }
 """Columns in the words of the datasets library; data that was made elsewhere has these."""
 _NUMBER = {"dtype": "float64", "_type": "Value"}
-LABELS = ("loss", "blind")
+LABELS = ("loss", "blind", "critic", "repeat")
 """Labels that have a column; null where nobody measured it."""
 _PAIR_FEATURES = {
     **dict.fromkeys(("id", "type", "style"), _TEXT),

@@ -16,6 +16,7 @@ from infinity_mm.errors import explain
 from infinity_mm.quality.policy import Policy, decide_score, label_fault
 from infinity_mm.quality.verify import VerifyConfig, rewrite_fault
 from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample
+from infinity_mm.synth import choice
 from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep, unreadable
 from infinity_mm.synth.judge import JudgeConfig, judge_exchange, judge_prompts, read_score, write_judge
 from infinity_mm.synth.stage import Context, Stage
@@ -63,6 +64,7 @@ class Rewrite:
         self._policy = policy
         self._judge = judge
         self._filters = filters
+        self._relabelled = {stage.name for stage in filters}
         self.roles = frozenset({"teacher", "judge"}).union(*(stage.roles for stage in filters))
         self.prompts = judge_prompts(judge).union({"rewrite"}, *(stage.prompts for stage in filters))
 
@@ -98,11 +100,17 @@ class Rewrite:
             sample,
             answer=reply.text.strip(),
             score=None,
-            labels=(),
+            labels=tuple(label for label in sample.labels if label.name not in self._relabelled),
             decision=None,
             previous=(*sample.previous, (sample.answer or "", sample.score)),
         )
         fault = rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
+        if (
+            not fault
+            and sample.style == choice.STYLE
+            and not choice.is_option(sample.question or "", draft.answer or "")
+        ):
+            fault = "rewrite_not_an_option"
         return drop(draft, self.name, fault) if fault else keep(draft)
 
     def _compare(self, draft: Sample, reply: Reply) -> Outcome:

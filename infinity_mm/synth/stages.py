@@ -17,8 +17,10 @@ from infinity_mm.synth.answer import Answer, AnswerConfig
 from infinity_mm.synth.ask import Ask, AskConfig
 from infinity_mm.synth.blind import Blind, BlindConfig
 from infinity_mm.synth.check import Check, CheckConfig
+from infinity_mm.synth.choice import ChoiceConfig
+from infinity_mm.synth.critic import Critic, CriticConfig
 from infinity_mm.synth.decide import Decide
-from infinity_mm.synth.distinct import Distinct
+from infinity_mm.synth.distinct import Distinct, DistinctConfig
 from infinity_mm.synth.judge import Judge, JudgeConfig
 from infinity_mm.synth.loss import Loss
 from infinity_mm.synth.merge import Merge, MergeConfig
@@ -50,9 +52,12 @@ class JourneyConfig:
     )
     """In order; names from `STAGES`."""
     ask: AskConfig = field(default_factory=AskConfig)
+    distinct: DistinctConfig = field(default_factory=DistinctConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     styles: StylesConfig = field(default_factory=StylesConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+    choice: ChoiceConfig = field(default_factory=ChoiceConfig)
     blind: BlindConfig = field(default_factory=BlindConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     policy: Policy = field(default_factory=Policy)
@@ -87,15 +92,14 @@ class JourneyConfig:
 
 
 STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
-    "ask": lambda config, tree: Ask(
-        config.ask, {path: leaf.definition for path, leaf in tree.leaves.items()}
-    ),
-    "distinct": lambda config, tree: Distinct(),
+    "ask": lambda config, tree: Ask(config.ask, _definitions(tree)),
+    "distinct": lambda config, tree: Distinct(config.distinct, Ask(config.ask, _definitions(tree))),
     "check": lambda config, tree: Check(config.check),
+    "critic": lambda config, tree: Critic(config.critic, config.policy, _definitions(tree)),
     "styles": lambda config, tree: Styles(
         config.styles, {path: leaf.styles for path, leaf in tree.leaves.items()}
     ),
-    "answer": lambda config, tree: Answer(config.answer),
+    "answer": lambda config, tree: Answer(config.answer, config.choice),
     "blind": lambda config, tree: Blind(config.blind),
     "loss": lambda config, tree: Loss(),
     "judge": lambda config, tree: Judge(config.judge),
@@ -114,6 +118,10 @@ FILTERS = ("blind", "loss")
 """Stages that label answers, and label them anew when they are rewritten."""
 
 
+def _definitions(tree: Tree) -> dict[str, str]:
+    return {path: leaf.definition for path, leaf in tree.leaves.items()}
+
+
 def _check_labels(names: Sequence[str], policy: Policy) -> None:
     """Refuse a policy on labels that nobody measures, or only after the decision."""
     before = names[: names.index("decide")] if "decide" in names else names
@@ -121,7 +129,7 @@ def _check_labels(names: Sequence[str], policy: Policy) -> None:
         raise explain(
             what=f"the policy drops by the label `{label}`, and no stage measures it before the decision",
             where="policy, stages (configuration)",
-            fix=f"put `{label}` between `answer` and `decide`, or let the policy only label",
+            fix=f"put `{label}` before `decide`, or let the policy only label",
         )
 
 

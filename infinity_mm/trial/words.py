@@ -10,6 +10,7 @@ STAGES = {
     "ask": "Writing the question",
     "distinct": "Comparing questions",
     "check": "Checking the question",
+    "critic": "Criticising the question",
     "styles": "Choosing styles",
     "answer": "Answering",
     "blind": "Asking without the picture",
@@ -20,6 +21,7 @@ STAGES = {
     "merge": "Joining",
     "cap": "Answered without the picture",
     "dedup": "Repeated conversation",
+    "repeats": "Asked of too many pictures",
     "publish": "Writing the data",
 }
 """Stage -> what happens there."""
@@ -61,6 +63,17 @@ REASONS = {
     # answers
     "loss_high": "a second model finds the answer too unlikely",
     "blind_answerable": "the answer was found without the picture",
+    "critic_fault": "a critic found a fault in the question",
+    "critic_not_answerable": "a critic says the picture does not answer it",
+    "critic_off_type": "not the kind of question that was to be asked",
+    "critic_answers_itself": "the question gives its answer away",
+    "critic_overloaded": "too many conditions in one question",
+    "critic_asks_too_much": "several tasks in one question",
+    "critic_other_language": "in another language than was asked for",
+    "question_repeated": "the same question is asked of many pictures already",
+    "answer_is_no_option": "the answer is too long, or yes or no, for multiple choice",
+    "options_not_distinct": "too few wrong options that differ from the answer and each other",
+    "rewrite_not_an_option": "repaired into an answer that is none of the options",
     "blind_over_cap": "answered without the picture, and its kind has enough of those",
     "empty_reply": "the reply was empty",
     "cut_off": "the reply was longer than its budget and was cut off",

@@ -64,13 +64,13 @@ def test_provenance_names_every_pair_and_no_path_of_this_machine() -> None:
 
 
 def test_every_pair_has_its_score_and_labels_as_columns() -> None:
-    labelled = PAIRS[0].with_label("loss", 0.75).with_label("blind", 1.0)
+    labelled = PAIRS[0].with_label("loss", 0.75).with_label("blind", 1.0).with_label("repeat", 3.0)
     data = parquet_bytes([row(TALK, [labelled, PAIRS[1]], OneImage(picture()))])
     (pairs,) = pq.read_table(io.BytesIO(data))["pairs"].to_pylist()
     common = {"type": "x/y/z", "style": "short", "score": 8.5}
     assert pairs == [
-        {"id": "a.q0.short", **common, "loss": 0.75, "blind": 1.0},
-        {"id": "a.q1.short", **common, "loss": None, "blind": None},
+        {"id": "a.q0.short", **common, "loss": 0.75, "blind": 1.0, "critic": None, "repeat": 3.0},
+        {"id": "a.q1.short", **common, "loss": None, "blind": None, "critic": None, "repeat": None},
     ]
 
 
