@@ -89,9 +89,7 @@ class Answer:
         )
 
         def read(sample: Sample, reply: Reply) -> Outcome:
-            right = choice.option_text(sample.answer or "")
-            if right is None:
-                return drop(sample, self.name, "answer_is_no_option")
+            right = sample.answer or ""
             number = self._choice.num_options - 1
             wrong = choice.distinct_wrong(right, json.loads(reply.text)["wrong"], number)
             if len(wrong) < number:
@@ -114,6 +112,11 @@ class Answer:
         result = read_answer(reply, self._config)
         if isinstance(result, Rejected):
             return drop(replace(sample, answer=reply.text), self.name, result.reason)
+        if sample.style == choice.STYLE:
+            option = choice.option_text(result)
+            if option is None:
+                return drop(replace(sample, answer=result), self.name, "answer_is_no_option")
+            result = option
         return keep(replace(sample, answer=result))
 
 

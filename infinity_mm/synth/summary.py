@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from infinity_mm.quality.diversity import Diversity, Gauge
 from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage.manifest import Manifest, entries
-from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.journey_pass import PAIRS_FILE
+from infinity_mm.synth.choice import STYLE as CHOICE
+from infinity_mm.synth.choice import letter_of, stem
+from infinity_mm.synth.journey_pass import read_pairs
 from infinity_mm.synth.outtake import taken_out
 
 Reasons = dict[str, dict[str, int]]
@@ -54,6 +56,10 @@ class Summary:
     """Pass -> pairs it took out of conversations again: `cap`, `repeats`."""
     types_covered: dict[str, int]
     """Instruction type -> kept pairs."""
+    choice_letters: dict[str, int]
+    """Letter -> kept pairs of style `choice` whose right option it marks."""
+    diversity: Diversity
+    """Of the questions of the kept pairs."""
     published: list[str]
     """Files of the data set."""
     wall_s: float
@@ -69,14 +75,23 @@ def summarise(
     fates, dropped, quarantined = _fates(manifests, stages)
     metrics = manifests["journeys"].metrics
     types: Counter[str] = Counter()
+    letters: Counter[str] = Counter()
+    gauge = Gauge()
     num_rewritten = 0
     taken = taken_out(run)
     for unit in manifests["journeys"].units:
-        for line in read_jsonl(run.read_file("journeys", unit, PAIRS_FILE)):
-            if line["id"] in taken:
+        counted: set[str] = set()
+        for sample in read_pairs(run, "journeys", unit):
+            if sample.id in taken:
                 continue
-            types[line["sample"]["instruction_type"]] += 1
-            num_rewritten += bool(line["sample"]["previous"])
+            types[sample.instruction_type or ""] += 1
+            num_rewritten += bool(sample.previous)
+            if sample.style == CHOICE:
+                letters[letter_of(sample.answer or "") or "none"] += 1
+            question = sample.parents[0]
+            if question not in counted:
+                counted.add(question)
+                gauge.add(question, sample.instruction_type or "", stem(sample))
     return Summary(
         name=name,
         run_dir=run.run_dir,
@@ -97,6 +112,8 @@ def summarise(
         pairs_taken_out=dict(sorted(Counter(taken.values()).items())),
         conversations=manifests["publish"].totals["out"],
         types_covered=dict(sorted(types.items())),
+        choice_letters=dict(sorted(letters.items())),
+        diversity=gauge.read(),
         published=_published(run, manifests["publish"]),
         wall_s=round(wall_s, 3),
         phase_s={pass_name: round(seconds, 3) for pass_name, seconds in phase_s.items()},
