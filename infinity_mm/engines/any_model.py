@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -18,8 +17,8 @@ from infinity_mm.engines.lru import BytesLru
 from infinity_mm.engines.prompting import (
     STUB,
     STUB_REPLIES,
+    ChatTemplate,
     Refused,
-    chat_messages,
     choice_reply,
     likelihood,
     opening,
@@ -27,7 +26,7 @@ from infinity_mm.engines.prompting import (
     split_scoring,
 )
 from infinity_mm.engines.sampling import Sampler
-from infinity_mm.record import ImageRef, Turn
+from infinity_mm.record import ImageRef
 from infinity_mm.vision.images import decode_image
 
 
@@ -74,24 +73,24 @@ class AnyModel:
         self._eos_ids: list[int] = (
             eos if isinstance(eos, list) else [self._tokenizer.eos_token_id if eos is None else eos]
         )
-        self._special = re.compile(
-            "|".join(re.escape(text) for text in self._tokenizer.all_special_tokens) or "(?!)"
-        )
+        self._template = ChatTemplate(processor)
 
     def prepare(self, request: Request) -> Prompt:
         """Fill in the template and decode the images; raises `Refused` or `BadImage`."""
-        messages, pictures = self._checked(request.turns, request.images, request.choices)
-        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return Prompt(request=request, text=text, pictures=pictures)
+        text, shown = self._template.fill(request.turns, request.images, request.choices)
+        return Prompt(request=request, text=text, pictures=self._pictures(shown))
 
     def prepare_scoring(self, scoring: Scoring) -> ScoringPrompt:
         """The same for a scoring."""
         turns, scored = split_scoring(scoring)
-        messages, pictures = self._checked(turns, scoring.images, [scored])
+        messages, shown = self._template.messages(turns, scoring.images, [scored])
         if self._opening is None:
             self._opening = opening(*(self._replied([STUB], reply)[1] for reply in STUB_REPLIES))
         ids = scored_ids(self._opening, self._replied([STUB], scored)[1], scored)
-        return ScoringPrompt(ids=ids, text=self._replied(messages, scored)[0], pictures=pictures)
+        return ScoringPrompt(ids=ids, text=self._replied(messages, scored)[0], pictures=self._pictures(shown))
+
+    def _pictures(self, images: Sequence[ImageRef]) -> tuple[Image.Image, ...]:
+        return tuple(self._picture(image) for image in images)
 
     def _replied(self, messages: Sequence[Mapping[str, Any]], reply: str) -> tuple[str, list[int]]:
         """A chat as the template writes it with this reply, whose turn stays open; and its ids."""
@@ -100,20 +99,6 @@ class AnyModel:
             [*messages, last], tokenize=False, continue_final_message=True
         )
         return text, self._tokenise(text)
-
-    def _checked(
-        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str]
-    ) -> tuple[list[dict[str, Any]], tuple[Image.Image, ...]]:
-        """Messages without control marks in their texts, and their pictures; raises `Refused` or `BadImage`."""
-        messages = chat_messages(turns, images)
-        parts = [part for message in messages for part in message["content"]]
-        for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
-            if found := self._special.search(text):
-                raise Refused(
-                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
-                )
-        shown = (images[part["index"]] for part in parts if part["type"] == "image")
-        return messages, tuple(self._picture(image) for image in shown)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """One reply per prompt; any error is the whole batch's."""

@@ -128,8 +128,16 @@ class Failure:
 
     @property
     def is_said(self) -> bool:
-        """Whether the model did answer, only of no use: paid for like a reply, and not asked for again."""
-        return not self.retryable and self.reason in ("not_a_choice", "empty_reply", "content_filter")
+        """Whether the engine did answer, only of no use: paid for like a reply, and not asked for again."""
+        return not self.retryable and self.reason in _SAID
+
+
+_SAID = ("not_a_choice", "empty_reply", "content_filter", "killed_engine")
+"""Reasons of failures that the same request would have again; the last one would cost a restart as well."""
+
+
+class EngineDead(Exception):  # noqa: N818 (a fact about a process)
+    """The process behind an engine is gone: all its requests in flight raise this, and only a new one helps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

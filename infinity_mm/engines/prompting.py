@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 from infinity_mm.engines.base import Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, digest
@@ -40,6 +41,46 @@ def chat_messages(turns: Sequence[Turn], images: Sequence[ImageRef]) -> list[dic
                     parts.append({"type": "image", "index": index})
         messages.append({"role": turn.role, "content": parts})
     return messages
+
+
+@final
+class ChatTemplate:
+    """The chat template of a processor of transformers, and the control marks that no text may hold."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._image_token: str | None = getattr(processor, "image_token", None)
+        marks = processor.tokenizer.all_special_tokens
+        self._special = re.compile("|".join(re.escape(mark) for mark in marks) or "(?!)")
+
+    def messages(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str] = ()
+    ) -> tuple[list[dict[str, Any]], list[ImageRef]]:
+        """The turns as the template takes them, and the images of their placeholders in order; raises `Refused`.
+
+        `said`: what the model may say or said after them, held to the same rule.
+        """
+        messages = chat_messages(turns, images)
+        parts = [part for message in messages for part in message["content"]]
+        for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
+            if found := self._special.search(text):
+                raise Refused(
+                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
+                )
+        return messages, [images[part["index"]] for part in parts if part["type"] == "image"]
+
+    def fill(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str] = ()
+    ) -> tuple[str, list[ImageRef]]:
+        """The prompt that asks for a reply, and its images; raises `Refused`."""
+        messages, shown = self.messages(turns, images, said)
+        prompt = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if self._image_token is not None and prompt.count(self._image_token) != len(shown):
+            raise Refused(
+                "placeholders",
+                f"{prompt.count(self._image_token)} image placeholders in the prompt, {len(shown)} images",
+            )
+        return prompt, shown
 
 
 def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:

@@ -15,12 +15,14 @@ from infinity_mm.engines.base import EngineSpec
 from infinity_mm.engines.openai import OpenAISpec
 from infinity_mm.engines.replay import ReplaySpec
 from infinity_mm.engines.transformers import TransformersSpec
+from infinity_mm.engines.vllm import VllmSpec
 from infinity_mm.errors import explain
 
 KINDS: dict[str, type[Any]] = {
     "transformers": TransformersSpec,
     "openai": OpenAISpec,
     "replay": ReplaySpec,
+    "vllm": VllmSpec,
 }
 """Kind -> specification; its fields are what the YAML section may hold."""
 
@@ -33,7 +35,7 @@ class EngineConfig:
     """
 
     kind: str
-    """transformers, openai or replay."""
+    """transformers, openai, replay or vllm."""
 
     model: str | None = None
     revision: str | None = None
@@ -65,6 +67,11 @@ class EngineConfig:
     fingerprint: str | None = None
     images_per_prompt: int | None = None
     choice_logprobs: bool | None = None
+
+    tensor_parallel_size: int | None = None
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
+    engine_args: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.spec()

@@ -289,8 +289,9 @@ class WithLoss(nn.Module):
                 "input_ids": input_ids,
                 **self.family.inputs(model.config, pixel_values, view_shapes),
             }
-        elif self.training:
-            # Before the language model, as on the processes that have images: they wait for each other's layers.
+        elif labels is not None:
+            # Before the language model, as on the processes that have images: they wait for each other's layers, also
+            # where a loss is only measured.
             what = {
                 "inputs_embeds": model.get_input_embeddings()(input_ids) + 0.0 * self._blank(input_ids.device)
             }
@@ -304,7 +305,8 @@ class WithLoss(nn.Module):
                 where=f"family {self.family.model_type}",
                 fix=f"use one of {', '.join(DENSE)}",
             )
-        hidden_RTE = model.model(
+        # Not by its call: DeepSpeed wants modules in one order on all processes, and `_blank` enters this one late.
+        hidden_RTE = model.model.forward(
             **what,
             **packed_attention(backend, sample_ids, branch_ids, model.dtype),
             position_ids=self.family.positions(model.config, input_ids, position_ids, view_shapes),

@@ -332,7 +332,7 @@ class InfinityMMForConditionalGeneration(InfinityMMPreTrainedModel, GenerationMi
             self.lm_head,
             hidden_BTE[:, :-1][labelled],
             next_labels[labelled],
-            vocab_size=self.lm_head.weight.shape[0],
+            vocab_size=self.lm_head.out_features,
         )
 
     def prepare_inputs_for_generation(

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from infinity_mm.engines.spec import EngineConfig
+from infinity_mm.engines.vllm import VllmSpec, check_shares
 from infinity_mm.errors import explain
+from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.executors import ExecutorConfig
 from infinity_mm.runtime.passes import Pass
 from infinity_mm.sources.read_pass import ReadConfig, ReadPass
@@ -52,6 +54,8 @@ class SynthConfig(JourneyConfig):
     dedup: DedupConfig = field(default_factory=DedupConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Hard limits; the run stops cleanly at the first one, and goes on with a higher one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +71,13 @@ class SynthConfig(JourneyConfig):
                 where="engines.scorer (configuration)",
                 fix="configure engines.scorer with a model of another family than the teacher's",
             )
+        roles = [
+            role.spec()
+            for role in (self.engines.teacher, self.engines.judge, self.engines.scorer)
+            if role is not None
+        ]
+        own = [spec for i, spec in enumerate(roles) if isinstance(spec, VllmSpec) and spec not in roles[:i]]
+        check_shares(own, self.executor.gpus_per_worker)
 
     @property
     def journeys(self) -> JourneyConfig:
@@ -75,15 +86,21 @@ class SynthConfig(JourneyConfig):
 
     def passes(self) -> list[Pass]:
         """In order; each reads what the one before committed."""
-        judge, scorer = self.engines.judge, self.engines.scorer
-        cap = [CapPass(max_blind_share=self.policy.max_blind_share)] if self.policy.blind == "cap" else []
-        counted = self.dedup.count_questions or self.policy.max_repeats is not None
-        repeats = [RepeatsPass(max_repeats=self.policy.max_repeats)] if counted else []
         return [
             ReadPass(config=self.read),
             UniquePass(),
             TagPass(config=self.tagger),
             PlanPass(config=self.plan, seed=self.seed),
+            *self.passes_from_journeys(),
+        ]
+
+    def passes_from_journeys(self, *, after: str = "plan", edition: str = "") -> list[Pass]:
+        """The second half, which a replay has too; see `JourneyPass` for what it says of itself."""
+        judge, scorer = self.engines.judge, self.engines.scorer
+        cap = [CapPass(max_blind_share=self.policy.max_blind_share)] if self.policy.blind == "cap" else []
+        counted = self.dedup.count_questions or self.policy.max_repeats is not None
+        repeats = [RepeatsPass(max_repeats=self.policy.max_repeats)] if counted else []
+        return [
             JourneyPass(
                 config=self.journeys,
                 teacher=self.engines.teacher.spec(),
@@ -91,6 +108,8 @@ class SynthConfig(JourneyConfig):
                 scorer=None if scorer is None else scorer.spec(),
                 tree=self.plan.tree,
                 images_per_sample=max((s.images_per_sample for s in self.read.sources), default=1),
+                after=after,
+                edition=edition,
             ),
             *cap,
             DedupPass(config=self.dedup, after=cap[0].name if cap else "journeys"),

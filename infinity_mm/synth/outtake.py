@@ -45,24 +45,22 @@ def take_out(run: Run, pass_name: str, after: str, unit: str, gone: Collection[s
 def without(sample: Sample, gone: Collection[str], pairs: Mapping[str, Sample]) -> Sample | None:
     """The conversation without some of its pairs, the image before what is now first; None if nothing is left.
 
-    What came with the image stands first and stays.
+    Turns that came with the image stay, and stand first.
     """
     if not any(id_ in gone for id_ in sample.parents):
         return sample
-    num_source = num_source_turns(sample)
-    turns, made = list(sample.turns[:num_source]), sample.turns[num_source:]
-    asked = [id_ for id_ in sample.parents if not is_source(id_)]
-    exchanges = zip(asked, made[0::2], made[1::2], strict=True)
-    kept = [exchange for exchange in exchanges if exchange[0] not in gone]
-    if not turns and not kept:
-        return None
+    came_with = num_source_turns(sample)
+    turns, asked = list(sample.turns[:came_with]), sample.turns[came_with:]
+    pair_ids = [id_ for id_ in sample.parents if not is_source(id_)]
     slots = tuple(part for part in sample.turns[0].content if isinstance(part, ImageSlot))
-    for _, user, assistant in kept:
-        said = tuple(part for part in user.content if not isinstance(part, ImageSlot))
-        turns += [replace(user, content=said if turns else (*slots, *said)), assistant]
-    stay = [id_ for id_, _, _ in kept]
-    calls = dict.fromkeys(call for id_ in stay for call in pairs[id_].calls)
-    parents = tuple(id_ for id_ in sample.parents if is_source(id_) or id_ in stay)
+    for id_, user, assistant in zip(pair_ids, asked[0::2], asked[1::2], strict=True):
+        if id_ not in gone:
+            said = tuple(part for part in user.content if not isinstance(part, ImageSlot))
+            turns += [replace(user, content=said if turns else (*slots, *said)), assistant]
+    if not turns:
+        return None
+    parents = tuple(id_ for id_ in sample.parents if id_ not in gone)
+    calls = dict.fromkeys(call for id_ in pair_ids if id_ not in gone for call in pairs[id_].calls)
     return replace(sample, parents=parents, turns=tuple(turns), calls=tuple(calls))
 
 

@@ -42,6 +42,8 @@ class Summary:
     calls_simulated: int
     """Replies that no model gave; where there are any, every figure here is one of a simulated run."""
     prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt tokens, those the engines took from their prefix caches, where they say so."""
     completion_tokens: int
     images_read: int
     """Images that could be read and differ from each other."""
@@ -65,6 +67,8 @@ class Summary:
     wall_s: float
     phase_s: dict[str, float]
     """Pass -> seconds in this call; next to nothing for a pass that was committed before."""
+    predicted: dict[str, dict[str, float]] | None = None
+    """Figure -> low, middle, high of `infinity-mm plan`, and measured; None if there was no plan for this run."""
 
 
 def summarise(
@@ -104,6 +108,7 @@ def summarise(
         calls_failed=_added(metrics, "failed_calls."),
         calls_simulated=int(metrics.get("simulated", 0)),
         prompt_tokens=_added(metrics, "prompt_tokens."),
+        cached_tokens=_added(metrics, "cached_tokens."),
         completion_tokens=_added(metrics, "completion_tokens."),
         images_read=manifests["unique"].totals["out"],
         questions_planned=int(manifests["plan"].metrics["questions_planned"]),

@@ -29,7 +29,7 @@ from infinity_mm.families.names import restore_names
 from infinity_mm.storage.files import whole_folder
 from infinity_mm.training import lora
 from infinity_mm.training.config import HELD_OUT_LOSS
-from infinity_mm.training.sharding import like, whole
+from infinity_mm.training.sharding import set_state, whole, whole_state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,12 +86,12 @@ def gather(
     """
     same: dict[int, Tensor] = {}
 
+    def kept(gathered: Tensor) -> Tensor:
+        return gathered.to("cpu", copy=copy).contiguous() if keep else gathered.new_empty(0)
+
     def fetch(tensor: Tensor) -> Tensor:
         if id(tensor) not in same:
-            gathered = whole(tensor)
-            if keep:
-                gathered = gathered.to("cpu", copy=copy).contiguous()
-            same[id(tensor)] = gathered if keep else gathered.new_empty(0)
+            same[id(tensor)] = kept(whole(tensor))
         return same[id(tensor)]
 
     # keep_vars: the parameters themselves, by which tied ones are known.
@@ -101,9 +101,9 @@ def gather(
         if tensor.requires_grad or not trained_only
     }
     of_optimizer = {
-        f"{name}/{key}": fetch(value)
+        f"{name}/{key}": kept(value)
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in whole_state(optimizer, parameter).items()
     }
     return Weights(model=of_model, optimizer=of_optimizer) if keep else Weights(model={}, optimizer={})
 
@@ -248,7 +248,7 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
                 where=str(checkpoint / "trainer" / "optimizer.safetensors"),
                 fix="resume with the same parts frozen, or start a new run with model.path",
             )
-        optimizer.state[parameter] = {key: like(value, parameter) for key, value in state.items()}
+        set_state(optimizer, parameter, state)
 
 
 def refuse_other_run(

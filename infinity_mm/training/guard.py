@@ -17,7 +17,7 @@ from torch import Tensor
 
 from infinity_mm.data.plan import Drop, Planned
 from infinity_mm.training.config import SpikeConfig
-from infinity_mm.training.sharding import own_part
+from infinity_mm.training.sharding import own_part, set_own_part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +105,7 @@ class Guard:
 
     def _go_back(self) -> None:
         for parameter, weights, state in self._copies:
-            own_part(parameter).copy_(weights)
+            set_own_part(parameter, weights)
             if not state:  # before the first step there was none
                 self._optimizer.state.pop(parameter, None)
             for key, value in state.items():

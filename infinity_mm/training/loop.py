@@ -42,6 +42,7 @@ from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import set_lr, trained_parts
 from infinity_mm.training.schedule import lr_factor
 from infinity_mm.training.sharding import is_sharded
+from infinity_mm.training.zero3 import is_zero3
 
 
 @dataclass
@@ -84,6 +85,8 @@ class Learner:
     accelerator: Accelerator
     model: nn.Module
     """As the processes share it."""
+    backward: Callable[[Tensor], object]
+    """Adds a loss's gradients to those of the step; accelerate's, or that of DeepSpeed's engine."""
     optimizer: torch.optim.Optimizer
     noise: EmbeddingNoise
     guard: Guard
@@ -216,14 +219,14 @@ def _backward(
     total, tally = torch.zeros((), device=accelerator.device), LossTally()
     for number, batch in enumerate(batches, 1):
         # Sharded gradients are summed at once: whole ones of all parameters would not fit.
-        shared_now = number == len(batches) or is_sharded()
+        shared_now = number == len(batches) or is_sharded() or is_zero3()
         with nullcontext() if shared_now else accelerator.no_sync(model):
             batch = batch.to(accelerator.device)
             learner.noise.begin(batch.sample_ids)
             loss, token_losses_M = local_loss(
                 model, batch, total_weight=weight or 1.0, weighting=config.loss_weighting
             )
-            accelerator.backward(loss * accelerator.num_processes)
+            learner.backward(loss * accelerator.num_processes)
         total += loss.detach()
         tally.add(batch, token_losses_M)
     summed = total if accelerator.num_processes == 1 else accelerator.reduce(total, reduction="sum")

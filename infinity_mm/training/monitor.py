@@ -22,7 +22,7 @@ from torch import Tensor
 from infinity_mm.data.encode import IGNORE
 from infinity_mm.data.packing import Packed
 from infinity_mm.model.flops import ModelSizes, forward_flops, training_flops
-from infinity_mm.training.sharding import whole
+from infinity_mm.training.sharding import gradient, whole
 
 BF16_PEAKS = {
     "B200": 2250e12,
@@ -113,7 +113,8 @@ def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Norm of the gradient of each part of the model that is trained."""
     grads: dict[str, list[Tensor]] = defaultdict(list)
     for group in optimizer.param_groups:
-        grads[group["part"]] += [p.grad for p in group["params"] if p.grad is not None]
+        found = (gradient(p, optimizer) for p in group["params"])
+        grads[group["part"]] += [grad for grad in found if grad is not None]
     return {part: float(whole(torch.nn.utils.get_total_norm(of_part))) for part, of_part in grads.items()}
 
 
@@ -123,8 +124,8 @@ def clip(optimizer: torch.optim.Optimizer, norms: dict[str, float], largest: flo
     if largest and norm > largest:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(largest / (norm + 1e-6))
+                if (grad := gradient(parameter, optimizer)) is not None:
+                    grad.mul_(largest / (norm + 1e-6))
 
 
 def step_flops(sizes: ModelSizes, batches: Iterable[Packed], trained: Collection[str]) -> tuple[int, int]:

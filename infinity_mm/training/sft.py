@@ -6,6 +6,7 @@ config --start or resume--> model, mixture --run_steps--> checkpoints --> out_di
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +20,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from torch import nn
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 import infinity_mm
@@ -38,7 +39,7 @@ from infinity_mm.families.base import Family
 from infinity_mm.families.names import tensor_names
 from infinity_mm.model.attention import SDPA_FLOAT32
 from infinity_mm.model.flops import ModelSizes
-from infinity_mm.training import lora
+from infinity_mm.training import lora, zero3
 from infinity_mm.training.checkpoint import (
     TrainerState,
     Weights,
@@ -63,8 +64,9 @@ from infinity_mm.training.monitor import peak_flops
 from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import build_optimizer, freeze
 from infinity_mm.training.schedule import lr_factor, refuse_bad_branch
-from infinity_mm.training.sharding import is_sharded, shard
+from infinity_mm.training.sharding import is_sharded, num_elements, shard
 from infinity_mm.training.start import Started, build_mixture, new_accelerator, start_model
+from infinity_mm.training.zero3 import is_zero3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,10 +93,10 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         torch.set_num_threads(config.threads)
     disable_progress_bar()  # of transformers: one line per saved file
     _refuse_missing_trackers(config)
+    _refuse_spread(config)
     accelerator = new_accelerator(
         config.precision, log_with=list(config.trackers) or None, project_dir=str(config.out_dir / "trackers")
     )
-    _refuse_deepspeed(accelerator)
     config.out_dir.mkdir(parents=True, exist_ok=True)
     mixture = build_mixture(config.data, temperature=config.mix_temperature)
     listed = read_listed(config)
@@ -109,14 +111,14 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     state = _state(config, fingerprint, total_steps, origin)
     lr_factor(config.schedule, 0, state.total_steps)  # an impossible schedule fails here, not at its end
     noise = EmbeddingNoise(model.get_input_embeddings(), config.neftune_alpha)
-    wrapped = _prepare(started, config, accelerator)
-    optimizer = build_optimizer(model, config, family.parts)
+    wrapped, optimizer, backward = _prepare(started, config, accelerator)
     if origin is not None:
         load_optimizer(origin, model, optimizer)
     loader = _loader(planner, config, accelerator, state.loader)
     learner = Learner(
         accelerator=accelerator,
         model=wrapped,
+        backward=backward,
         optimizer=optimizer,
         noise=noise,
         guard=Guard(config.spike, optimizer, state.recent_losses),
@@ -238,8 +240,11 @@ def _save_final(target: Path, weights: Weights, started: Started, config: SftCon
     )
 
 
-def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> nn.Module:
-    """Freeze parts, choose the attention kernel, compile, move to the device; the model as processes share it."""
+def _prepare(
+    started: Started, config: SftConfig, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[Tensor], object]]:
+    """Freeze parts, choose the attention kernel, compile, move to the device; the model as processes share it, its
+    optimiser and its backward pass."""
     model, family = started.model, started.family
     freeze(model, config, family.parts, family.idle(model.config))
     if config.gradient_checkpointing:
@@ -252,18 +257,36 @@ def _prepare(started: Started, config: SftConfig, accelerator: Accelerator) -> n
         for module in model.modules():
             if type(module).__name__ in (model._no_split_modules or ()):
                 module.compile()  # in place: parameters keep their names
+    module, bf16 = family.trainable(model), config.precision == "bf16"
+    if is_zero3():
+        engine, optimizer = zero3.start(
+            module, build_optimizer(model, config, family.parts), accelerator, bf16=bf16
+        )
+        return engine, optimizer, engine.backward
     if is_sharded():
-        if config.optimizer == "muon":
+        shard(module, accelerator, bf16=bf16)
+    else:
+        model.to(accelerator.device)
+        module = accelerator.prepare(module)
+    return module, build_optimizer(model, config, family.parts), accelerator.backward
+
+
+def _refuse_spread(config: SftConfig) -> None:
+    """What cannot be had with parameters spread over processes."""
+    if config.optimizer == "muon" and (is_sharded() or is_zero3()):
+        raise explain(
+            what="Muon needs whole matrices, FSDP and ZeRO-3 spread them over processes",
+            where="optimizer: muon with such a launch configuration",
+            fix="set optimizer: adamw, or launch with configs/accelerate/8gpu_bf16.yaml",
+        )
+    if is_zero3():
+        zero3.refuse_other_stages(os.environ)
+        if config.compile or (config.lora is not None and config.lora.base == "nf4"):
             raise explain(
-                what="Muon needs whole matrices, FSDP spreads them over processes",
-                where="optimizer: muon with an FSDP launch configuration",
-                fix="set optimizer: adamw, or launch with configs/accelerate/8gpu_bf16.yaml",
+                what="compile and lora.base: nf4 do not work with DeepSpeed, which changes layers in place",
+                where="the training configuration, launched with configs/accelerate/zero3.yaml",
+                fix="leave them out, or launch with configs/accelerate/8gpu_bf16.yaml",
             )
-        module = family.trainable(model)
-        shard(module, accelerator, bf16=config.precision == "bf16")
-        return module
-    model.to(accelerator.device)
-    return accelerator.prepare(family.trainable(model))
 
 
 def _loader(planner: Planner, config: SftConfig, accelerator: Accelerator, state: LoaderState) -> RowLoader:
@@ -333,15 +356,6 @@ def _refuse_missing_trackers(config: SftConfig) -> None:
                 where="trackers",
                 fix=f"pip install {name}, or take it out of the list",
             )
-
-
-def _refuse_deepspeed(accelerator: Accelerator) -> None:
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise explain(
-            what="DeepSpeed takes its optimiser step inside the backward pass, before a bad loss can be seen",
-            where="the launch configuration of accelerate",
-            fix="use configs/accelerate/fsdp2.yaml, which shards the same things",
-        )
 
 
 def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, quiet: bool) -> Reporter:
@@ -422,7 +436,9 @@ def _state(config: SftConfig, fingerprint: str, total_steps: int, origin: Path |
 
 def _write_run(config: SftConfig, fingerprint: str, accelerator: Accelerator) -> None:
     """run.json: enough to do the run again."""
-    packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow")
+    packages = ["torch", "transformers", "accelerate", "tokenizers", "safetensors", "pillow", "pyarrow"]
+    if is_zero3():
+        packages.append("deepspeed")
     run = {
         "config": to_plain(config),
         "data_fingerprint": fingerprint,
@@ -443,7 +459,7 @@ def _greeting(
     accelerator: Accelerator,
 ) -> str:
     family = started.family
-    trained = sum(p.numel() for p in started.model.parameters() if p.requires_grad)
+    trained = sum(num_elements(p) for p in started.model.parameters() if p.requires_grad)
     rows = "packed rows" if family.packs else "one sample a row (packing is not proven for this family)"
     return (
         f"{'resuming at step ' + str(state.step) if state.step else 'starting'}: {state.total_steps} steps of "

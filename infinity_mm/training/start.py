@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import patch_environment
 from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
@@ -31,10 +32,14 @@ from infinity_mm.training.config import DataConfig, LoraConfig, StartConfig, sou
 
 
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
-    """accelerate keeps its state for the life of the process; a second run in one process starts afresh."""
+    """accelerate keeps its state for the life of the process; a second run in one process starts afresh.
+
+    It is never told of DeepSpeed, see zero3.py.
+    """
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **kwargs)
+    with patch_environment(accelerate_use_deepspeed="false"):
+        return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **kwargs)
 
 
 def build_mixture(data: Sequence[DataConfig], *, temperature: float = 1.0) -> Mixture:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "unit" / "families"))
 
-from tiny_families import THREE, write_checkpoint  # noqa: E402 # pyright: ignore[reportMissingImports]
+from tiny_families import write_checkpoint, write_three  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 
 def train(folder: Path, num_processes: int, **environment: str) -> tuple[list[float], dict[str, str]]:
@@ -32,6 +32,7 @@ def train(folder: Path, num_processes: int, **environment: str) -> tuple[list[fl
         "steps": 3,
         "schedule": {"name": "constant"},
         "num_workers": 0,
+        "held_out": {"data": [source], "every_steps": 2, "rows": 2},
         "tasks": [{**source, "name": "three", "every_steps": 1, "max_new_tokens": 8}],
     }
     (folder / "config.yaml").write_text(json.dumps(config))
@@ -45,26 +46,19 @@ def train(folder: Path, num_processes: int, **environment: str) -> tuple[list[fl
     )
     assert done.returncode == 0, done.stderr
     assert f"{num_processes} process(es)" in done.stdout.replace("\n", " ")
-    losses, answered = (
+    steps, answered = (
         [json.loads(line) for line in (Path(config["out_dir"]) / name).read_text().splitlines()]
         for name in ("metrics.jsonl", "evaluation.jsonl")
     )
-    assert [step["tasks"]["three"]["num_questions"] for step in losses] == [4, 4, 4]
+    assert [step["tasks"]["three"]["num_questions"] for step in steps] == [4, 4, 4]
     replies = {f"{line['step']} {line['id']}": line["reply"] for line in answered}
-    return [step["loss"] for step in losses], replies
+    return [step["loss"] for step in steps] + [step["held_out_loss"] for step in steps[1:]], replies
 
 
 @pytest.mark.integration
 def test_two_processes_with_and_without_pictures_compute_losses_and_answers_of_one(tmp_path: Path) -> None:
     write_checkpoint("qwen3_vl", tmp_path / "start")
-    rows = []
-    for c in THREE:
-        names = [f"{c.id}{i}.png" for i in range(len(c.images))]
-        for name, image in zip(names, c.images):
-            image.save(tmp_path / name)
-        texts = [{"from": {"user": "human", "assistant": "gpt"}[m.role], "value": m.text} for m in c.messages]
-        rows.append({"id": c.id, "image": names, "conversations": texts})
-    (tmp_path / "data.json").write_text(json.dumps(rows))
+    write_three(tmp_path)
     one, replies = train(tmp_path, 1)
     for environment in ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}):
         two, same_replies = train(tmp_path, 2, **environment)

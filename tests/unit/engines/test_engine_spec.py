@@ -31,7 +31,7 @@ def test_a_yaml_section_becomes_the_specification_of_its_kind(tmp_path: Path) ->
     ("data", "said"),
     [
         ({"kind": "transformer", "model": "m"}, "did you mean transformers"),
-        ({"kind": "vllm"}, "known kinds: transformers, openai, replay"),
+        ({"kind": "tgi"}, "known kinds: transformers, openai, replay, vllm"),
         ({"kind": "transformers"}, "`model` is required"),
         ({"kind": "transformers", "model": "m", "base_url": "http://a"}, "unknown key `base_url`"),
         ({"kind": "transformers", "model": "m", "dtype": "float64"}, "'bfloat16'"),

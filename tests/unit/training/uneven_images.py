@@ -1,15 +1,17 @@
 """Run by two processes: rank 0 has text alone, rank 1 an image; gradients must be those of one process with both.
 
-Prints the largest difference, first with DistributedDataParallel, then sharded.
+Prints the largest difference, first with DistributedDataParallel, then sharded, then with ZeRO-3 where it is installed.
 """
 
+from importlib.util import find_spec
+
 import torch
-from torch.distributed.tensor import DTensor
 from toy_run import model_and_encoder, three_samples
 
 from infinity_mm.data.packing import pack
+from infinity_mm.training import zero3
 from infinity_mm.training.loss import local_loss, total_weight
-from infinity_mm.training.sharding import shard
+from infinity_mm.training.sharding import gradient, shard, whole
 from infinity_mm.training.start import new_accelerator
 
 torch.set_num_threads(1)
@@ -21,18 +23,22 @@ for batch in (image, text):
     local_loss(model, batch, total_weight=weight).loss.backward()
 wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
 own = (text, image)[accelerator.process_index]
-for way in ("ddp", "fsdp"):
+for way in ("ddp", "fsdp", "zero3") if find_spec("deepspeed") else ("ddp", "fsdp"):
     model, _ = model_and_encoder()
+    wrapped, optimizer = model, torch.optim.AdamW(model.parameters())
     if way == "ddp":
         wrapped = accelerator.prepare(model)
-    else:
-        wrapped = model
+    elif way == "fsdp":
         shard(model, accelerator, bf16=False)
-    (local_loss(wrapped, own, total_weight=weight).loss * 2).backward()
+    else:
+        wrapped, optimizer = zero3.start(model, optimizer, accelerator, bf16=False)
+    loss = local_loss(wrapped, own, total_weight=weight).loss * 2
+    wrapped.backward(loss) if way == "zero3" else loss.backward()
     largest = 0.0
     for name, parameter in model.named_parameters():
-        grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        largest = max(largest, float((grad - wanted[name]).abs().max()))
+        grad = gradient(parameter, optimizer)
+        assert grad is not None
+        largest = max(largest, float((whole(grad).view(wanted[name].shape) - wanted[name]).abs().max()))
     if accelerator.is_main_process:
         print(way, largest)
 accelerator.wait_for_everyone()  # nobody may leave while another still sums
