@@ -65,8 +65,8 @@ def _write(sample: Sample) -> Prompt:
 
 def _read(sample: Sample, reply: Reply | Failure) -> Outcome:
     """A model that declines to guess, or guesses at length, has not found the answer."""
-    guessed = isinstance(reply, Reply) and reply.finish_reason == "stop"
-    return keep(sample.with_label("blind", float(guessed and _found(sample, reply.text))))
+    found = isinstance(reply, Reply) and reply.finish_reason == "stop" and _found(sample, reply.text)
+    return keep(sample.with_label("blind", float(found)))
 
 
 def _found(sample: Sample, guess: str) -> bool:
