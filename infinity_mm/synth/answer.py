@@ -1,6 +1,7 @@
 """Answer: what the teacher says to a question, in one style.
 
 question, style --teacher--> answer | dropped with a reason
+styles `box`, `point`: numbers --grounding--> one region, from 0 to 1 | dropped with a reason
 style `choice`: its short answer --teacher--> wrong answers --choice.arrange--> question with options, letter and text
 """
 
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
+from infinity_mm.data.regions import region_marker
 from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
 from infinity_mm.record import Emitted, Outcome, Sample, rng_for
-from infinity_mm.synth import choice
+from infinity_mm.synth import choice, grounding
 from infinity_mm.synth.exchange import SHOWN, Exchange, Prompt, Rejected, drop, keep
 from infinity_mm.synth.stage import Context
 
@@ -53,8 +55,14 @@ class Answer:
     """Those of the styles, which the stage `styles` declares."""
     needs_probabilities = frozenset[str]()
 
-    def __init__(self, config: AnswerConfig, options: choice.ChoiceConfig | None = None) -> None:
-        """`options`: how style `choice` gets them."""
+    def __init__(
+        self,
+        config: AnswerConfig,
+        options: choice.ChoiceConfig | None = None,
+        regions: grounding.GroundingConfig | None = None,
+    ) -> None:
+        """`options`: how style `choice` gets them; `regions`: how styles `box` and `point` are read."""
+        self._regions = regions or grounding.GroundingConfig()
         self._config = config
         self._choice = options or choice.ChoiceConfig()
         self._most = max(config.max_new_tokens.values())
@@ -117,6 +125,12 @@ class Answer:
             if option is None:
                 return drop(replace(sample, answer=result), self.name, "answer_is_no_option")
             result = option
+        if sample.style in grounding.STYLES:
+            count = grounding.STYLES[sample.style]
+            region = grounding.read_region(result, count, sample.images[0], self._regions)
+            if isinstance(region, Rejected):
+                return drop(replace(sample, answer=result), self.name, region.reason)
+            result = region_marker(region)
         return keep(replace(sample, answer=result))
 
 

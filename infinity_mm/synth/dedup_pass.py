@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from infinity_mm.data.regions import text_of
 from infinity_mm.dedup.images import near_pairs
 from infinity_mm.dedup.text import normalise, same_question
 from infinity_mm.errors import explain
@@ -127,7 +128,7 @@ def find_repeats(samples: Iterable[Sample], config: DedupConfig) -> dict[str, st
 
 def pairs_of(sample: Sample) -> Counter[tuple[str, str]]:
     """The (user text, normalised answer) pairs of a conversation."""
-    texts = [turn.text for turn in sample.turns if turn.role != "system"]
+    texts = [text_of(turn.content) for turn in sample.turns if turn.role != "system"]
     return Counter((user, normalise(answer)) for user, answer in zip(texts[0::2], texts[1::2], strict=True))
 
 

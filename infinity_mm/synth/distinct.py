@@ -12,10 +12,9 @@ from functools import partial
 from typing import final
 
 from infinity_mm.dedup.text import QuestionIndex
-from infinity_mm.engines.base import Reply
 from infinity_mm.record import Dropped, Emitted, Outcome, Sample
-from infinity_mm.synth.ask import Ask, read_question
-from infinity_mm.synth.exchange import Exchange, Prompt, Rejected, drop, keep
+from infinity_mm.synth.ask import Ask
+from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep
 from infinity_mm.synth.stage import Context
 
 REASON = "duplicate_question"
@@ -77,17 +76,12 @@ class Distinct:
             draw=1,
             words=True,
         )
-        return await exchange.run(samples, context, write=partial(self._write, asked), read=self._read)
+        write, read = partial(self._write, asked), partial(self._ask.read, self.name)
+        return await exchange.run(samples, context, write=write, read=read)
 
     def _write(self, asked: Sequence[str], sample: Sample) -> Prompt:
         listed = "\n".join(f"- {question}" for question in asked)
         return Prompt(name="ask_again", fields={**self._ask.write(sample).fields, "asked": listed})
-
-    def _read(self, sample: Sample, reply: Reply) -> Outcome:
-        result = read_question(reply, examples=sample.examples or (), config=self._ask.config)
-        if isinstance(result, Rejected):
-            return drop(replace(sample, question=reply.text), self.name, result.reason)
-        return keep(replace(sample, question=result))
 
 
 def _repeated(sample: Sample, detail: str) -> Dropped:

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from infinity_mm.data.regions import parts_of
 from infinity_mm.dedup.text import normalise
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
-from infinity_mm.record import Call, ImageSlot, Merged, Outcome, Sample, Text, Turn
+from infinity_mm.record import Call, ImageSlot, Merged, Outcome, Sample, Turn
 from infinity_mm.synth.answer import write_answer
 from infinity_mm.synth.choice import stem
 from infinity_mm.synth.exchange import drop, keep
@@ -125,8 +126,9 @@ def conversation(
     for pair in pairs:
         prompt = write_answer(pair)
         slots = () if turns else tuple(ImageSlot(index) for index in range(len(pair.images)))
-        turns.append(Turn("user", (*slots, Text(prompts.render(prompt.name, **prompt.fields)))))
-        turns.append(Turn("assistant", (Text(pair.answer or ""),)))
+        said = parts_of(prompts.render(prompt.name, **prompt.fields))
+        turns.append(Turn("user", (*slots, *said)))
+        turns.append(Turn("assistant", parts_of(pair.answer or "")))
     parts = [source, *pairs] if source else list(pairs)
     calls: dict[Call, None] = dict.fromkeys(call for pair in pairs for call in pair.calls)
     return Sample(

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infinity_mm.data.regions import region_marker
 from infinity_mm.engines.base import ImageReader
-from infinity_mm.errors import explain
-from infinity_mm.record import ImageRef, ImageSlot, Part, Sample, Text, canonical_json
+from infinity_mm.record import ImageRef, ImageSlot, Part, Region, Sample, Text, canonical_json
 from infinity_mm.synth.ids import num_source_turns
 
 ROW_GROUP_ROWS = 100
@@ -101,8 +101,7 @@ def row(sample: Sample, pairs: Sequence[Sample], images: ImageReader) -> dict[st
         "id": sample.id,
         "images": [{"bytes": data, "path": file_name(image, data)} for image, data in read],
         "messages": [
-            {"role": turn.role, "content": [_content(part, sample.id) for part in turn.content]}
-            for turn in sample.turns
+            {"role": turn.role, "content": [_content(part) for part in turn.content]} for turn in sample.turns
         ],
         "source": _joined(image.source for image in sample.images),
         "licence": _joined(image.licence for image in sample.images),
@@ -178,18 +177,14 @@ def image_ending(data: bytes) -> str:
     return next((ending for head, ending in _ENDINGS.items() if data.startswith(head)), "bin")
 
 
-def _content(part: Part, id_: str) -> dict[str, str | None]:
+def _content(part: Part) -> dict[str, str | None]:
     match part:
         case Text(text=text):
             return {"type": "text", "text": text}
         case ImageSlot():
             return {"type": "image", "text": None}
-        case _:
-            raise explain(
-                what=f"{id_} has a box or a point in its conversation, which this layout has no place for",
-                where="publish",
-                fix="write boxes as text for the model family that will be trained, before publishing",
-            )
+        case Region():
+            return {"type": "text", "text": region_marker(part)}
 
 
 def _joined(names: Iterable[str]) -> str:

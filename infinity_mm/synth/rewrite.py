@@ -16,7 +16,7 @@ from infinity_mm.errors import explain
 from infinity_mm.quality.policy import Policy, decide_score, label_fault
 from infinity_mm.quality.verify import VerifyConfig, rewrite_fault
 from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample
-from infinity_mm.synth import choice
+from infinity_mm.synth import choice, grounding
 from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep, unreadable
 from infinity_mm.synth.judge import JudgeConfig, judge_exchange, judge_prompts, read_score, write_judge
 from infinity_mm.synth.stage import Context, Stage
@@ -71,7 +71,14 @@ class Rewrite:
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """Two calls per rewritten answer and round, besides those of filters; samples that are kept cost none."""
         outcomes: dict[str, Outcome] = {s.id: keep(s) for s in samples if s.decision != "rewrite"}
-        waiting = [sample for sample in samples if sample.decision == "rewrite"]
+        waiting: list[Sample] = []
+        for sample in samples:
+            if sample.decision == "rewrite" and sample.style in grounding.STYLES:
+                outcomes[sample.id] = drop(
+                    sample, self.name, "region_not_repaired"
+                )  # there are no words to correct
+            elif sample.decision == "rewrite":
+                waiting.append(sample)
         for draw in range(self._config.max_rounds):
             for sample, outcome in zip(waiting, await self._round(waiting, context, draw), strict=True):
                 outcomes[sample.id] = outcome

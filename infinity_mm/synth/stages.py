@@ -21,6 +21,7 @@ from infinity_mm.synth.choice import ChoiceConfig
 from infinity_mm.synth.critic import Critic, CriticConfig
 from infinity_mm.synth.decide import Decide
 from infinity_mm.synth.distinct import Distinct, DistinctConfig
+from infinity_mm.synth.grounding import GroundingConfig
 from infinity_mm.synth.judge import Judge, JudgeConfig
 from infinity_mm.synth.loss import Loss
 from infinity_mm.synth.merge import Merge, MergeConfig
@@ -58,6 +59,7 @@ class JourneyConfig:
     styles: StylesConfig = field(default_factory=StylesConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     choice: ChoiceConfig = field(default_factory=ChoiceConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
     blind: BlindConfig = field(default_factory=BlindConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     policy: Policy = field(default_factory=Policy)
@@ -92,14 +94,14 @@ class JourneyConfig:
 
 
 STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
-    "ask": lambda config, tree: Ask(config.ask, _definitions(tree)),
-    "distinct": lambda config, tree: Distinct(config.distinct, Ask(config.ask, _definitions(tree))),
+    "ask": lambda config, tree: _ask(config, tree),
+    "distinct": lambda config, tree: Distinct(config.distinct, _ask(config, tree)),
     "check": lambda config, tree: Check(config.check),
     "critic": lambda config, tree: Critic(config.critic, config.policy, _definitions(tree)),
     "styles": lambda config, tree: Styles(
         config.styles, {path: leaf.styles for path, leaf in tree.leaves.items()}
     ),
-    "answer": lambda config, tree: Answer(config.answer, config.choice),
+    "answer": lambda config, tree: Answer(config.answer, config.choice, config.grounding),
     "blind": lambda config, tree: Blind(config.blind),
     "loss": lambda config, tree: Loss(),
     "judge": lambda config, tree: Judge(config.judge),
@@ -116,6 +118,11 @@ STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
 
 FILTERS = ("blind", "loss")
 """Stages that label answers, and label them anew when they are rewritten."""
+
+
+def _ask(config: JourneyConfig, tree: Tree) -> Ask:
+    boxed = [path for path, leaf in tree.leaves.items() if leaf.asks_about_a_box]
+    return Ask(config.ask, _definitions(tree), boxed=boxed, regions=config.grounding)
 
 
 def _definitions(tree: Tree) -> dict[str, str]:
