@@ -236,10 +236,9 @@ class OpenAIEngine:
         async def post(
             path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
         ) -> T | Failure:
-            body = json.dumps(payload).encode()
             attempt = 0
             while True:
-                answer, retry_after_s = await self._placed(asked, affinity, path, body, read)
+                answer, retry_after_s = await self._placed(asked, affinity, path, payload, read)
                 if not isinstance(answer, Failure) or not answer.retryable or answer.reason == ENDPOINT_DOWN:
                     return answer
                 if attempt == self._spec.max_retries:
@@ -255,7 +254,7 @@ class OpenAIEngine:
         asked: Request | Scoring,
         affinity: str,
         path: str,
-        body: bytes,
+        payload: Mapping[str, Any],
         read: Callable[[str], T | Failure],
     ) -> tuple[T | Failure, float | None]:
         """One call, as soon as there is a place for it."""
@@ -267,6 +266,8 @@ class OpenAIEngine:
         # vLLM's /tokenize is no part of the protocol, and lies beside its version.
         root = base.removesuffix("/v1") if path == "tokenize" else base
         try:
+            # Only now: hundreds of calls wait for a place, and each body would be a copy of its images.
+            body = json.dumps(payload).encode()
             # /tokenize asks no model, and so needs no leave.
             attempt = self._attempt if path == "tokenize" else partial(self._allowed, asked)
             answer, retry_after_s = await attempt(f"{root}/{path}", body, read)

@@ -11,9 +11,8 @@ from typing import final
 
 from infinity_mm.data.regions import parts_of
 from infinity_mm.engines.base import Failure, Likelihood, Scoring
-from infinity_mm.engines.prompting import region_text
 from infinity_mm.prompts import PromptSet
-from infinity_mm.record import Call, Outcome, Quarantined, Region, Sample, Text, Turn
+from infinity_mm.record import Call, Outcome, Quarantined, Sample, Turn
 from infinity_mm.synth.answer import write_answer
 from infinity_mm.synth.exchange import keep, printable, prompt_label, turns_for
 from infinity_mm.synth.stage import Context
@@ -54,9 +53,7 @@ def scoring_of(sample: Sample, prompts: PromptSet) -> Scoring:
     """The answer as a student will meet it: after the image and the very prompt that was answered."""
     prompt = write_answer(sample)
     turns = turns_for(sample, prompts.render(prompt.name, **prompt.fields), prompts.system)
-    said = parts_of(sample.answer or "")
-    written = "".join(region_text(part) if isinstance(part, Region) else part.text for part in said)
-    return Scoring(turns=(*turns, Turn("assistant", (Text(written),))), images=sample.images)
+    return Scoring(turns=(*turns, Turn("assistant", parts_of(sample.answer or ""))), images=sample.images)
 
 
 def _with_call(

@@ -68,7 +68,7 @@ class Tree:
 
     @classmethod
     def load(cls, name: str) -> Tree:
-        """Read a shipped tree (`windtunnel`, `default`, `any_picture`) or the YAML file at a path."""
+        """Read a shipped tree (`windtunnel`, `default`, `grounding`, `any_picture`) or the YAML file at a path."""
         from infinity_mm.taxonomy.tree_file import read_tree
 
         return read_tree(name)

@@ -17,7 +17,7 @@ from infinity_mm.engines import prompting
 from infinity_mm.engines.base import Reply, Request
 from infinity_mm.families import FAMILIES
 from infinity_mm.prompts import PromptSet
-from infinity_mm.record import Emitted, ImageRef, ImageSlot, Outcome, Region, Sample, Score, Text, settle
+from infinity_mm.record import Emitted, ImageRef, ImageSlot, Outcome, Region, Sample, Score, settle
 from infinity_mm.synth.answer import Answer, AnswerConfig
 from infinity_mm.synth.ask import Ask, AskConfig
 from infinity_mm.synth.dedup_pass import pairs_of
@@ -187,7 +187,7 @@ def test_two_boxes_are_two_answers_where_conversations_are_compared() -> None:
 def test_a_box_is_scored_as_the_text_a_model_would_write() -> None:
     pair = seen("a.q0.box", parents=("a.q0",), question="Locate the cup.", style="box", answer=BOX)
     scoring = scoring_of(pair, DEFAULT)
-    assert scoring.turns[-1].content == (Text("[120, 80, 340, 160]"),)
+    assert prompting.split_scoring(scoring)[1] == "[120, 80, 340, 160]"
     assert scoring.turns[-2].content[0] == ImageSlot(0)
 
 
