@@ -104,6 +104,7 @@ def test_every_shipped_configuration_loads_builds_and_comes_back_equal(file: Pat
         "plan",
         "journeys",
         "dedup",
+        *(["repeats"] if loaded.dedup.count_questions else []),
         "publish",
     ]
 
