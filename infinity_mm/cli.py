@@ -13,6 +13,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from infinity_mm.commands.compare import compare
+from infinity_mm.commands.plan import plan
+from infinity_mm.commands.replay import replay
 from infinity_mm.errors import UserError, explain
 
 app = typer.Typer(
@@ -24,6 +27,9 @@ app = typer.Typer(
 )
 windtunnel = typer.Typer(help="The drawn world whose truth is known.", no_args_is_help=True)
 app.add_typer(windtunnel, name="windtunnel")
+app.command()(plan)
+app.command()(compare)
+app.command()(replay)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Model = Annotated[

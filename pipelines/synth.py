@@ -11,16 +11,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from infinity_mm.config import load_config
-from infinity_mm.errors import UserError
+from infinity_mm.errors import BudgetSpentError, UserError
 
 if TYPE_CHECKING:
     from infinity_mm.synth.summary import Summary
@@ -35,6 +34,16 @@ def main(
         list[str] | None, typer.Argument(help="key=value, for example policy.keep_at=9 run_dir=/data/runs/a")
     ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    progress: Annotated[
+        Literal["auto", "json"],
+        typer.Option(help="auto: a live table in a terminal, lines elsewhere; json: JSON lines."),
+    ] = "auto",
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve the progress for Prometheus at this port, 0 to 65535.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address for --metrics-port; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Parse, build, run, report."""
@@ -46,8 +55,13 @@ def main(
 
     try:
         loaded = load_config(SynthConfig, config, overrides or [])
-        with nullcontext(None) if quiet else show_progress() as on_event:
+        with show_progress(
+            style="none" if quiet else progress, metrics_port=metrics_port, metrics_host=metrics_host
+        ) as on_event:
             summary = run_synthesis(loaded, on_event)
+    except BudgetSpentError as error:
+        typer.secho(f"stopped: {error}", fg="yellow", err=True)
+        raise typer.Exit(3) from error
     except UserError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
@@ -79,6 +93,11 @@ def report(summary: Summary, console: Console) -> None:
         f"of {len(summary.types_covered)} types, {summary.conversations} conversations, {summary.wall_s:.1f} s",
         highlight=False,
     )
+    if summary.predicted is not None:
+        beside = Table("predicted", "low", "expected", "high", "measured", title="Prediction and measurement")
+        for name, row in summary.predicted.items():
+            beside.add_row(name.replace("_", " "), *(f"{number:,.0f}" for number in row.values()))
+        console.print(beside)
     for file in summary.published:
         console.print(file, highlight=False, soft_wrap=True)
 

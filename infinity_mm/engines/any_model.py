@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,17 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from infinity_mm.engines.base import ImageReader, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.lru import BytesLru
-from infinity_mm.engines.prompting import (
-    STUB,
-    STUB_REPLIES,
-    ChatTemplate,
-    Refused,
-    choice_reply,
-    likelihood,
-    opening,
-    scored_ids,
-    split_scoring,
-)
+from infinity_mm.engines.prompting import ChatTemplate, Refused, choice_reply, likelihood
 from infinity_mm.engines.sampling import Sampler
 from infinity_mm.record import ImageRef
 from infinity_mm.vision.images import decode_image
@@ -65,8 +55,6 @@ class AnyModel:
         self._tokenizer.padding_side = "left"
         self._keeps_few_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         """Where it is not, the logits of a whole long prompt are held in memory."""
-        self._opening: list[int] | None = None
-        """How the template opens a reply, once somebody scores."""
         self._images = images
         self._decoded: BytesLru[str, Image.Image] = BytesLru(cache_bytes)
         eos = model.generation_config.eos_token_id
@@ -77,28 +65,16 @@ class AnyModel:
 
     def prepare(self, request: Request) -> Prompt:
         """Fill in the template and decode the images; raises `Refused` or `BadImage`."""
-        text, shown = self._template.fill(request.turns, request.images, request.choices)
-        return Prompt(request=request, text=text, pictures=self._pictures(shown))
+        text, images = self._template.fill(request.turns, request.images, request.choices)
+        return Prompt(request=request, text=text, pictures=self._pictures(images))
 
     def prepare_scoring(self, scoring: Scoring) -> ScoringPrompt:
         """The same for a scoring."""
-        turns, scored = split_scoring(scoring)
-        messages, shown = self._template.messages(turns, scoring.images, [scored])
-        if self._opening is None:
-            self._opening = opening(*(self._replied([STUB], reply)[1] for reply in STUB_REPLIES))
-        ids = scored_ids(self._opening, self._replied([STUB], scored)[1], scored)
-        return ScoringPrompt(ids=ids, text=self._replied(messages, scored)[0], pictures=self._pictures(shown))
+        text, images, ids = self._template.fill_scored(scoring)
+        return ScoringPrompt(ids=ids, text=text, pictures=self._pictures(images))
 
     def _pictures(self, images: Sequence[ImageRef]) -> tuple[Image.Image, ...]:
         return tuple(self._picture(image) for image in images)
-
-    def _replied(self, messages: Sequence[Mapping[str, Any]], reply: str) -> tuple[str, list[int]]:
-        """A chat as the template writes it with this reply, whose turn stays open; and its ids."""
-        last = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-        text = self._processor.apply_chat_template(
-            [*messages, last], tokenize=False, continue_final_message=True
-        )
-        return text, self._tokenise(text)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """One reply per prompt; any error is the whole batch's."""

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar, final
 
+from infinity_mm.engines.allowance import OUT_OF_BUDGET
 from infinity_mm.engines.base import (
     Capabilities,
     Engine,
@@ -25,7 +26,7 @@ from infinity_mm.engines.base import (
     Request,
     Scoring,
 )
-from infinity_mm.errors import UserError, explain
+from infinity_mm.errors import BudgetSpentError, UserError, explain
 from infinity_mm.storage.journal import Journal
 
 Q = TypeVar("Q", Request, Scoring)
@@ -114,7 +115,9 @@ class Journaled:
         async def part_of(keys: Sequence[str]) -> dict[str, A | Failure]:
             asked = await ask([misses[key] for key in keys])
             answers = {
-                key: self._recorded(key, answer, read) for key, answer in zip(keys, asked, strict=True)
+                key: self._recorded(key, answer, read)
+                for key, answer in zip(keys, asked, strict=True)
+                if answer is not OUT_OF_BUDGET
             }
             await self._commit()
             self._settle({key: futures[key] for key in keys}, answers)
@@ -122,7 +125,10 @@ class Journaled:
 
         asking = [asyncio.create_task(part_of(keys)) for keys in parts]
         try:
-            return {key: answer for part in await asyncio.gather(*asking) for key, answer in part.items()}
+            found = {key: answer for part in await asyncio.gather(*asking) for key, answer in part.items()}
+            if len(found) < len(misses):  # not before the others are on disk
+                raise BudgetSpentError(OUT_OF_BUDGET.detail)
+            return found
         finally:
             for task in asking:
                 task.cancel()

@@ -20,8 +20,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
+from infinity_mm.engines.allowance import CUT_OFF, OUT_OF_BUDGET, Allowance
 from infinity_mm.engines.base import (
     Capabilities,
     Engine,
@@ -163,6 +165,7 @@ class OpenAIEngine:
             "extra_body": spec.extra_body,
         } | ({} if spec.schema_field is None else {"schema_field": spec.schema_field})
         self._fingerprint = f"openai: {spec.model}@{spec.revision or UNPINNED}, {canonical_json(settings)}"
+        self.allowance: Allowance | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -233,10 +236,9 @@ class OpenAIEngine:
         async def post(
             path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
         ) -> T | Failure:
-            body = json.dumps(payload).encode()
             attempt = 0
             while True:
-                answer, retry_after_s = await self._placed(affinity, path, body, read)
+                answer, retry_after_s = await self._placed(asked, affinity, path, payload, read)
                 if not isinstance(answer, Failure) or not answer.retryable or answer.reason == ENDPOINT_DOWN:
                     return answer
                 if attempt == self._spec.max_retries:
@@ -248,7 +250,12 @@ class OpenAIEngine:
         return post
 
     async def _placed(
-        self, affinity: str, path: str, body: bytes, read: Callable[[str], T | Failure]
+        self,
+        asked: Request | Scoring,
+        affinity: str,
+        path: str,
+        payload: Mapping[str, Any],
+        read: Callable[[str], T | Failure],
     ) -> tuple[T | Failure, float | None]:
         """One call, as soon as there is a place for it."""
         place = await self._endpoints.place(affinity)
@@ -259,11 +266,31 @@ class OpenAIEngine:
         # vLLM's /tokenize is no part of the protocol, and lies beside its version.
         root = base.removesuffix("/v1") if path == "tokenize" else base
         try:
-            answer, retry_after_s = await self._attempt(f"{root}/{path}", body, read)
+            # Only now: hundreds of calls wait for a place, and each body would be a copy of its images.
+            body = json.dumps(payload).encode()
+            # /tokenize asks no model, and so needs no leave.
+            attempt = self._attempt if path == "tokenize" else partial(self._allowed, asked)
+            answer, retry_after_s = await attempt(f"{root}/{path}", body, read)
         except BaseException:
             self._endpoints.give_back(place, None)
             raise
-        self._endpoints.give_back(place, answer)
+        self._endpoints.give_back(place, None if answer is OUT_OF_BUDGET else answer)
+        return answer, retry_after_s
+
+    async def _allowed(
+        self, asked: Request | Scoring, url: str, body: bytes, read: Callable[[str], T | Failure]
+    ) -> tuple[T | Failure, float | None]:
+        """One attempt, if the budget has it."""
+        if self.allowance is None:
+            return await self._attempt(url, body, read)
+        if not await self.allowance.reserve([asked]):
+            return OUT_OF_BUDGET, None
+        answer: T | Failure = CUT_OFF
+        try:
+            answer, retry_after_s = await self._attempt(url, body, read)
+        finally:
+            assert isinstance(answer, Reply | Likelihood | Failure), "what chat/completions is read as"
+            self.allowance.settle(asked, answer)
         return answer, retry_after_s
 
     async def _attempt(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from infinity_mm.engines.base import Failure, Likelihood, Reply, Request, Scoring
@@ -43,46 +43,6 @@ def chat_messages(turns: Sequence[Turn], images: Sequence[ImageRef]) -> list[dic
     return messages
 
 
-@final
-class ChatTemplate:
-    """The chat template of a processor of transformers, and the control marks that no text may hold."""
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-        self._image_token: str | None = getattr(processor, "image_token", None)
-        marks = processor.tokenizer.all_special_tokens
-        self._special = re.compile("|".join(re.escape(mark) for mark in marks) or "(?!)")
-
-    def messages(
-        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str] = ()
-    ) -> tuple[list[dict[str, Any]], list[ImageRef]]:
-        """The turns as the template takes them, and the images of their placeholders in order; raises `Refused`.
-
-        `said`: what the model may say or said after them, held to the same rule.
-        """
-        messages = chat_messages(turns, images)
-        parts = [part for message in messages for part in message["content"]]
-        for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
-            if found := self._special.search(text):
-                raise Refused(
-                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
-                )
-        return messages, [images[part["index"]] for part in parts if part["type"] == "image"]
-
-    def fill(
-        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str] = ()
-    ) -> tuple[str, list[ImageRef]]:
-        """The prompt that asks for a reply, and its images; raises `Refused`."""
-        messages, shown = self.messages(turns, images, said)
-        prompt = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if self._image_token is not None and prompt.count(self._image_token) != len(shown):
-            raise Refused(
-                "placeholders",
-                f"{prompt.count(self._image_token)} image placeholders in the prompt, {len(shown)} images",
-            )
-        return prompt, shown
-
-
 def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:
     """The turns that are read and the text that is scored; raises `Refused` if there is none."""
     (message,) = chat_messages(scoring.turns[-1:], ())
@@ -119,6 +79,67 @@ def likelihood(total_logprob: float, *, num_tokens: int, prompt_tokens: int) -> 
     return Likelihood(
         mean_logprob=total_logprob / num_tokens, num_tokens=num_tokens, prompt_tokens=prompt_tokens
     )
+
+
+@final
+class ChatTemplate:
+    """The chat template of a processor of transformers, and the control marks that no text may hold."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._image_token: str | None = getattr(processor, "image_token", None)
+        marks = processor.tokenizer.all_special_tokens
+        self._special = re.compile("|".join(re.escape(mark) for mark in marks) or "(?!)")
+        self._opening: list[int] | None = None
+        """How the template opens a reply, once somebody scores."""
+
+    def fill(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], choices: Sequence[str] = ()
+    ) -> tuple[str, list[ImageRef]]:
+        """A prompt up to where the model goes on, and the images of its placeholders; raises `Refused`."""
+        messages, shown = self._checked(turns, images, choices)
+        prompt = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._counted(prompt, shown), shown
+
+    def fill_scored(self, scoring: Scoring) -> tuple[str, list[ImageRef], list[int]]:
+        """A conversation up to the end of its last text, its images, and the ids of that text; raises `Refused`."""
+        turns, scored = split_scoring(scoring)
+        messages, shown = self._checked(turns, scoring.images, [scored])
+        if self._opening is None:
+            self._opening = opening(*(self._ids(self._replied([STUB], reply)) for reply in STUB_REPLIES))
+        ids = scored_ids(self._opening, self._ids(self._replied([STUB], scored)), scored)
+        return self._counted(self._replied(messages, scored), shown), shown, ids
+
+    def _checked(
+        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], list[ImageRef]]:
+        messages = chat_messages(turns, images)
+        parts = [part for message in messages for part in message["content"]]
+        for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
+            if found := self._special.search(text):
+                raise Refused(
+                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
+                )
+        return messages, [images[part["index"]] for part in parts if part["type"] == "image"]
+
+    def _replied(self, messages: Sequence[Mapping[str, Any]], reply: str) -> str:
+        """A chat as the template writes it with this reply, whose turn stays open."""
+        last = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
+        return self._processor.apply_chat_template(
+            [*messages, last], tokenize=False, continue_final_message=True
+        )
+
+    def _counted(self, prompt: str, shown: Sequence[ImageRef]) -> str:
+        """The prompt, if it has as many placeholders as images."""
+        if self._image_token is not None and prompt.count(self._image_token) != len(shown):
+            raise Refused(
+                "placeholders",
+                f"{prompt.count(self._image_token)} image placeholders in the prompt, {len(shown)} images",
+            )
+        return prompt
+
+    def _ids(self, text: str) -> list[int]:
+        return self._processor.tokenizer(text, add_special_tokens=False).input_ids
 
 
 def region_text(region: Region) -> str:

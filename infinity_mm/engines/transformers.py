@@ -88,6 +88,11 @@ class Backend(Protocol):
         """One reply per prepared prompt; may raise for the whole batch."""
         ...
 
+
+@runtime_checkable
+class ScoringBackend(Backend, Protocol):
+    """One that also scores given texts."""
+
     def prepare_scoring(self, scoring: Scoring) -> Any:
         """What `score` takes; raises as `prepare` does."""
         ...
@@ -101,7 +106,7 @@ class Backend(Protocol):
 class _Loaded:
     """What the loading thread made."""
 
-    backend: Backend
+    backend: ScoringBackend
     fingerprint: str
 
 
@@ -230,7 +235,7 @@ def _load(spec: TransformersSpec, images: ImageReader) -> _Loaded:
     )
 
 
-def backend_for(model: Any, processor: Any, images: ImageReader, *, cache_bytes: int) -> Backend:
+def backend_for(model: Any, processor: Any, images: ImageReader, *, cache_bytes: int) -> ScoringBackend:
     """Our own model on its fast path, unless a layer of it attends in a window; any other through `generate`."""
     from infinity_mm.engines.any_model import AnyModel
     from infinity_mm.engines.own_model import OwnModel

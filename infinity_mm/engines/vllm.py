@@ -41,11 +41,10 @@ from infinity_mm.engines.prompting import (
     choice_reply,
     likelihood,
     sampling_seed,
-    split_scoring,
 )
 from infinity_mm.engines.vllm_choices import Ids, choice_logprobs, forks
 from infinity_mm.errors import explain
-from infinity_mm.record import ImageRef, Turn, canonical_json
+from infinity_mm.record import ImageRef, canonical_json
 from infinity_mm.vision.images import BadImage, decode_image
 
 A = TypeVar("A", Reply, Likelihood)
@@ -183,6 +182,7 @@ class VllmEngine:
             seeds=True,
             reproducible="best_effort",
             likelihood=True,
+            independent=True,
         )
 
     @property
@@ -224,27 +224,30 @@ class VllmEngine:
             return Failure(reason="engine_error", detail=f"{type(cause).__name__}: {cause}")
 
     async def _reply(self, request: Request) -> Reply | Failure:
-        prompt = await asyncio.to_thread(self._prompt, request.turns, request.images, request.choices)
+        text, shown = self._template.fill(request.turns, request.images, request.choices)
+        prompt = await asyncio.to_thread(self._prompt, text, shown)
         return await (self._choose(request, prompt) if request.choices else self._write(request, prompt))
 
     async def _likelihood(self, scoring: Scoring) -> Likelihood:
-        turns, text = split_scoring(scoring)
-        prompt = await asyncio.to_thread(self._prompt, turns, scoring.images, [text])
-        asked = {**prompt, "prompt": prompt["prompt"] + text}
-        output = await self._run(asked, max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        ids = list(self._tokenise(text))
+        text, shown, ids = self._template.fill_scored(scoring)
+        prompt = await asyncio.to_thread(self._prompt, text, shown)
+        output = await self._run(prompt, max_tokens=1, temperature=0.0, prompt_logprobs=0)
         if list(output.prompt_token_ids[-len(ids) :]) != ids:
-            raise Refused("no_span", f"{text[:100]!r} melts into the end of the prompt in this tokenizer")
+            raise Refused("no_span", "the prompt does not end with the tokens of what is scored")
         logprobs = zip(ids, output.prompt_logprobs[-len(ids) :], strict=True)
         total = sum(at_place[token].logprob for token, at_place in logprobs)
         return likelihood(total, num_tokens=len(ids), prompt_tokens=len(output.prompt_token_ids) - len(ids))
 
     async def _write(self, request: Request, prompt: Mapping[str, Any]) -> Reply | Failure:
+        from vllm.sampling_params import StructuredOutputsParams  # pyright: ignore[reportMissingImports]
+
+        forced = None if request.schema is None else StructuredOutputsParams(json=request.schema)
         output = await self._run(
             prompt,
             max_tokens=request.max_new_tokens,
             temperature=request.temperature,
             seed=sampling_seed(request),
+            structured_outputs=forced,
         )
         said = output.outputs[0]
         if said.finish_reason not in ("stop", "length"):
@@ -298,12 +301,9 @@ class VllmEngine:
             final = output
         return final
 
-    def _prompt(
-        self, turns: Sequence[Turn], images: Sequence[ImageRef], said: Sequence[str]
-    ) -> dict[str, Any]:
-        if len(images) > self._spec.max_images:
-            raise Refused("too_many_images", f"{len(images)} of at most {self._spec.max_images}")
-        text, shown = self._template.fill(turns, images, said)
+    def _prompt(self, text: str, shown: Sequence[ImageRef]) -> dict[str, Any]:
+        if len(shown) > self._spec.max_images:
+            raise Refused("too_many_images", f"{len(shown)} of at most {self._spec.max_images}")
         if not shown:
             return {"prompt": text}
         return {

@@ -136,6 +136,13 @@ def _summary_tables(run: Run) -> Iterator[tuple[str, str, list[list[Any]]]]:
     rows = [[name.replace("_", " "), summary[name]] for name in figures if name in summary]
     if rows:
         yield "Against the truth", "Known in the drawn world only.", [["", "value"], *rows]
+    if summary.get("predicted"):
+        lines = [[name.replace("_", " "), *row.values()] for name, row in summary["predicted"].items()]
+        yield (
+            "Prediction and measurement",
+            "From infinity-mm plan: expected, with its 95 % interval.",
+            [["", "low", "expected", "high", "measured"], *lines],
+        )
     for name, heading in (
         ("rewrites", "Rewrites against the truth"),
         ("student_accuracy", "Students on held-out scenes"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class PassStarted:
     num_units: int
     num_done: int
     """Units that an earlier call committed."""
+    num_inputs: int | None = None
+    """Samples that the pass before put out; None for the first pass, which finds its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,17 @@ class UnitDone:
     unit: str
     counts: Mapping[str, int]
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsUnderWay:
+    """What a worker's open units have come to so far; about once a second."""
+
+    pass_name: str
+    worker: str
+    counts: Mapping[str, Mapping[str, float]]
+    """Unit -> counts since its start, under the names that `UnitDone` will use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +56,5 @@ class PassCommitted:
     seconds: float
 
 
-Event = PassSkipped | PassStarted | UnitDone | PassCommitted
+Event = PassSkipped | PassStarted | UnitDone | UnitsUnderWay | PassCommitted
 Listener = Callable[[Event], None]

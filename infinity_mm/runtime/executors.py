@@ -9,15 +9,19 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from infinity_mm.errors import explain, need
 from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.passes import Unit
-from infinity_mm.runtime.work import Done, Failed, PassWork
+from infinity_mm.runtime.work import Outcome, PassWork
 
 
 @runtime_checkable
 class Executor(Protocol):
     """Works units somewhere and commits each of them there; a context manager that gives workers back."""
 
-    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
-        """Yield one result per unit, in the order in which they finish; closing the iterator stops the rest."""
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
+        """Yield one result per unit, in the order in which they finish; closing the iterator stops the rest.
+
+        In between come reports, about one a second from each worker, whose `answer` takes the driver's grant; after a
+        unit that the budget stopped no other is begun.
+        """
         ...
 
     def __enter__(self) -> Self: ...

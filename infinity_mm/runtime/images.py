@@ -27,7 +27,7 @@ class RunImages:
         problem = BadImage("missing_image", f"no file at {image.uri}")
         # The store too: what lies in the run directory is named from there, and the run may have moved.
         urls = [self._url(image.sha256)]
-        if "://" in image.uri or os.path.isabs(image.uri):
+        if self.is_elsewhere(image):
             urls.insert(0, image.uri)
         for url in urls:
             try:
@@ -41,6 +41,10 @@ class RunImages:
                 return data
             problem = BadImage("changed_image", f"{url} is not the file that was read first")
         raise problem
+
+    def is_elsewhere(self, image: ImageRef) -> bool:
+        """Whether the image has a place of its own, outside of every run."""
+        return "://" in image.uri or os.path.isabs(image.uri)
 
     def store(self, data: bytes) -> str:
         """Keep image bytes and return where in the run directory: a shard names no path of this machine."""

@@ -1,6 +1,7 @@
 """The Ray executor: one actor per worker, each with its own open pass worker and two units in flight.
 
 units --> queue --> actor (open once, work, commit) --counts--> driver
+             |                            \\--report a second--> driver --grant--> actor
              ^-- units of an actor that died, at most a few times, then one at a time
 """
 
@@ -12,15 +13,17 @@ import pickle
 import traceback
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, final
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self, final
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from infinity_mm.errors import UserError, explain
+from infinity_mm.errors import BudgetSpentError, UserError, explain
+from infinity_mm.runtime.budget import Grant
+from infinity_mm.runtime.link import Report
 from infinity_mm.runtime.passes import Unit
-from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Done, Failed, OpenWorker, PassWork
+from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Done, Failed, OpenWorker, Outcome, PassWork
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +50,8 @@ class RayExecutor:
         self._idle: list[Any] = []
         self._started_ray = False
 
-    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
-        """Yield one result per unit, in the order in which they finish."""
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
+        """Yield one result per unit, in the order in which they finish, and reports in between."""
         self._start_ray()
         return _Mapping(self, work, units, max_attempts=self._max_attempts).results(self._num_workers)
 
@@ -59,7 +62,7 @@ class RayExecutor:
         return _Actor.options(
             num_cpus=self._cpus,
             num_gpus=self._gpus,
-            max_concurrency=UNITS_IN_FLIGHT + 2,
+            max_concurrency=UNITS_IN_FLIGHT + 3,  # a report that is waited for, a grant or another call
             scheduling_strategy="SPREAD",
         ).remote(self._cpus)
 
@@ -129,6 +132,12 @@ class _Actor:
             return Failed(unit=outcome.unit, error=_portable(outcome.error))
         return outcome
 
+    async def report(self) -> Report:
+        return await self._worker.link.report()
+
+    async def receive(self, grant: Grant) -> None:
+        self._worker.link.receive(grant)
+
     async def close(self) -> Exception | None:
         try:
             await self._worker.close()
@@ -181,10 +190,10 @@ class _Mapping:
         self._max_attempts = max_attempts
         self._failed_opens = 0
         self._num_deaths = 0
-        self._busy: dict[Any, tuple[_Worker, Unit | None]] = {}
-        """What each pending reference stands for: a unit, or None for opening the worker."""
+        self._busy: dict[Any, tuple[_Worker, Unit | Literal["open", "report"]]] = {}
+        """What each pending reference stands for: a unit, the opening of the worker, or its next report."""
 
-    def results(self, num_workers: int) -> Generator[Done | Failed, None, None]:
+    def results(self, num_workers: int) -> Generator[Outcome, None, None]:
         """Yield results until all units are done; actors still opening or working then are killed."""
         workers: set[_Worker] = set()
         try:
@@ -192,11 +201,11 @@ class _Mapping:
                 workers.add(self._start())
             while self._fresh or self._again or any(worker.units for worker in workers):
                 (ref,), _ = ray.wait(list(self._busy), num_returns=1)
-                worker, unit = self._busy[ref]
+                worker, job = self._busy[ref]
                 try:
                     outcome: Any = ray.get(ref)
                 except RayTaskError as error:  # nothing that another worker would mend
-                    if unit is None:
+                    if job == "open":
                         raise self._cannot_load(error) from error
                     raise
                 except RayError as error:
@@ -206,11 +215,18 @@ class _Mapping:
                         workers.add(self._start())
                 else:
                     del self._busy[ref]
-                    if unit is not None:
-                        worker.units.remove(unit)
+                    if isinstance(job, Unit):
+                        worker.units.remove(job)
+                        if isinstance(outcome, Failed) and isinstance(outcome.error, BudgetSpentError):
+                            self._fresh.clear()  # units under way come to their end; no other is begun
+                            self._again.clear()
                         yield outcome
+                    elif job == "report":
+                        yield replace(outcome, answer=worker.actor.receive.remote)
+                        self._listen(worker)
                     elif outcome is None:
                         worker.is_open = True
+                        self._listen(worker)
                     else:
                         raise outcome
                 for other in workers:  # all: a unit that came back may wait for an idle worker
@@ -219,6 +235,7 @@ class _Mapping:
                 problem: Any = ray.get(worker.actor.close.remote())
                 if problem is not None:
                     raise problem
+                yield from self._last_reports(worker)
                 workers.discard(worker)
                 self._owner.give_actor(worker.actor)
         finally:
@@ -227,8 +244,18 @@ class _Mapping:
 
     def _start(self) -> _Worker:
         worker = _Worker(self._owner.take_actor(), num_deaths=self._num_deaths)
-        self._busy[worker.actor.open.remote(self._work)] = (worker, None)
+        self._busy[worker.actor.open.remote(self._work)] = (worker, "open")
         return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        self._busy[worker.actor.report.remote()] = (worker, "report")
+
+    def _last_reports(self, worker: _Worker) -> Iterator[Report]:
+        """What a closed worker has spent in all; the report under way may be from before."""
+        (ref,) = [ref for ref, job in self._busy.items() if job == (worker, "report")]
+        del self._busy[ref]
+        found: Any = ray.get(ref)
+        yield found if found.is_last else ray.get(worker.actor.report.remote())
 
     def _feed(self, worker: _Worker) -> None:
         if not worker.is_open:

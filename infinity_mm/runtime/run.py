@@ -12,7 +12,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -26,9 +26,12 @@ from infinity_mm.storage.manifest import Entry, Manifest
 from infinity_mm.storage.shards import read_jsonl, read_shard
 
 if TYPE_CHECKING:
+    from infinity_mm.runtime.link import Link
     from infinity_mm.storage.journal import Journal
 
-EXECUTION_KEYS = frozenset({"run_dir", "executor", "num_workers", "cpus_per_worker", "threads", "address"})
+EXECUTION_KEYS = frozenset(
+    {"run_dir", "executor", "num_workers", "cpus_per_worker", "threads", "address", "budget"}
+)
 """Configuration that decides where and how fast, not what: it may change when a run is resumed."""
 _PACKAGES = ("infinity-mm", "torch", "transformers", "pyarrow", "pillow", "numpy", "ray")
 _log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ class Run:
 
     run_dir: str
     """Absolute path or URL; a relative path is made absolute, or refused under a submitted job."""
+    link: Link | None = field(default=None, compare=False, repr=False)
+    """In a worker: its line to the driver, for counts under way and for what may be spent."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run_dir", absolute(self.run_dir, what="run_dir"))

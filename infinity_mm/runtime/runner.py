@@ -14,15 +14,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from infinity_mm.errors import explain
+from infinity_mm.errors import BudgetSpentError, explain
 from infinity_mm.record import SCHEMA_VERSION, canonical_json, digest
-from infinity_mm.runtime.events import Listener, PassCommitted, PassSkipped, PassStarted, UnitDone
+from infinity_mm.runtime.budget import Bank, BudgetConfig
+from infinity_mm.runtime.events import (
+    Listener,
+    PassCommitted,
+    PassSkipped,
+    PassStarted,
+    UnitDone,
+    UnitsUnderWay,
+)
 from infinity_mm.runtime.executors import Executor
 from infinity_mm.runtime.ledger import COUNTS, Parts, check_pass, check_sums, read_ledger
+from infinity_mm.runtime.link import Report
 from infinity_mm.runtime.lock import Held, run_lock
 from infinity_mm.runtime.passes import Pass, Unit
 from infinity_mm.runtime.run import Run
-from infinity_mm.runtime.work import Failed, PassWork
+from infinity_mm.runtime.work import Done, Failed, PassWork
 from infinity_mm.storage import manifest
 from infinity_mm.storage.manifest import Entry, Manifest
 
@@ -58,17 +67,22 @@ class RunSummary:
 
 
 def run_passes(
-    passes: Sequence[Pass], run: Run, executor: Executor, on_event: Listener | None = None
+    passes: Sequence[Pass],
+    run: Run,
+    executor: Executor,
+    on_event: Listener | None = None,
+    budget: BudgetConfig | None = None,
 ) -> RunSummary:
     """Bring every pass to its committed state; calling it again after any kill goes on where it was.
 
-    Stops at the first unit that fails, and raises what that unit raised; what is committed stays.
+    Stops at the first unit that fails, and raises what that unit raised; what is committed stays. At a limit of the
+    budget it stops with `BudgetSpentError`, once replies that are paid for have come and are recorded.
     """
     tell: Listener = on_event or (lambda event: None)
     names = [pass_.name for pass_ in passes]
     _check_names(names, what="pass")
     summaries: list[PassSummary] = []
-    with run_lock(run.path("lock")) as lock:
+    with run_lock(run.path("lock")) as lock, closing(Bank(budget or BudgetConfig(), run.run_dir)) as bank:
         before: Manifest | None = None
         for pass_ in passes:
             start = time.monotonic()
@@ -82,7 +96,7 @@ def run_passes(
                 skipped = False
                 manifest.withdraw(run.run_dir, {pass_.name})
                 committed, num_worked = _work_pass(
-                    pass_, run, executor, tell, lock, fingerprint, before, start
+                    pass_, run, executor, tell, lock, bank, fingerprint, before, start
                 )
                 tell(PassCommitted(pass_name=pass_.name, totals=committed.totals, seconds=committed.seconds))
             summaries.append(
@@ -106,6 +120,7 @@ def _work_pass(
     executor: Executor,
     tell: Listener,
     lock: Held,
+    bank: Bank,
     fingerprint: str,
     before: Manifest | None,
     start: float,
@@ -115,15 +130,23 @@ def _work_pass(
     generation = _generation(fingerprint, units)
     done = manifest.committed_units(run.run_dir, pass_.name, generation)
     todo = [unit for unit in units if unit.id not in done]
-    tell(PassStarted(pass_name=pass_.name, num_units=len(units), num_done=len(units) - len(todo)))
+    tell(
+        PassStarted(
+            pass_name=pass_.name,
+            num_units=len(units),
+            num_done=len(units) - len(todo),
+            num_inputs=None if before is None else before.totals["out"],
+        )
+    )
     if todo:
-        with closing(executor.map(PassWork(pass_=pass_, run=run, generation=generation), todo)) as outcomes:
-            for outcome in outcomes:
-                lock.check()
-                if isinstance(outcome, Failed):
-                    raise outcome.error
-                counts, seconds = outcome.counts, outcome.seconds
-                tell(UnitDone(pass_name=pass_.name, unit=outcome.unit, counts=counts, seconds=seconds))
+        _work_units(
+            PassWork(pass_=pass_, run=run, generation=generation, budget=bank.config),
+            todo,
+            executor,
+            tell,
+            lock,
+            bank,
+        )
     entries = [manifest.read_entry(run.run_dir, pass_.name, generation, unit.id) for unit in units]
     totals = _added([entry.counts for entry in entries], keys=COUNTS)
     check_sums(f"pass {pass_.name}", totals)
@@ -146,6 +169,48 @@ def _work_pass(
     lock.check()
     manifest.commit_pass(run.run_dir, committed)
     return committed, len(todo)
+
+
+def _work_units(
+    work: PassWork, units: Sequence[Unit], executor: Executor, tell: Listener, lock: Held, bank: Bank
+) -> None:
+    name = work.pass_.name
+    is_spent = False
+    bank.check_time()
+    with closing(executor.map(work, units)) as outcomes:
+        for outcome in outcomes:
+            lock.check()
+            bank.check_time()
+            match outcome:
+                case Done():
+                    tell(
+                        UnitDone(
+                            pass_name=name,
+                            unit=outcome.unit,
+                            counts=outcome.counts,
+                            seconds=outcome.seconds,
+                            metrics=outcome.metrics,
+                        )
+                    )
+                case Failed(error=BudgetSpentError()):
+                    is_spent = True  # and go on: other workers wait for replies that are paid for
+                case Failed():
+                    raise outcome.error
+                case Report():
+                    _hear(outcome, name, tell, bank)
+    if is_spent:
+        raise bank.spent_error()
+
+
+def _hear(report: Report, pass_name: str, tell: Listener, bank: Bank) -> None:
+    if report.is_last:
+        bank.close_worker(report.worker, spent=report.spent)
+        return
+    grant = bank.lend(report.worker, need=report.need, wish=report.wish)
+    if report.answer is not None:
+        report.answer(grant)
+    if report.counts:
+        tell(UnitsUnderWay(pass_name=pass_name, worker=report.worker, counts=report.counts))
 
 
 def _fingerprint(pass_: Pass, before: Manifest | None) -> str:

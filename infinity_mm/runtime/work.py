@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from infinity_mm.record import canonical_json
+from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.ledger import ledger_bytes, settle_unit
+from infinity_mm.runtime.link import Link, Report
 from infinity_mm.runtime.passes import Pass, PassWorker, Unit, UnitResult
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage.manifest import Entry, commit_unit
@@ -30,6 +32,8 @@ class PassWork:
     run: Run
     generation: str
     """Under which its units are committed; see `storage.manifest`."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Kept by the driver; a worker needs to know how to reckon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Done:
     counts: Mapping[str, int]
     seconds: float
     """From the start of the work to the commit, other open units of the worker included."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the unit counted besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,9 @@ class Failed:
     unit: str
     error: Exception
     """What was raised, with the unit in a note."""
+
+
+Outcome = Done | Failed | Report
 
 
 def commit_result(work: PassWork, unit: Unit, result: UnitResult, seconds: float) -> Entry:
@@ -83,6 +92,7 @@ class OpenWorker:
     def __init__(self, work: PassWork) -> None:
         self._work = work
         self._stop = asyncio.Event()
+        self.link = Link(image_tokens=work.budget.image_tokens)
 
     async def open(self) -> None:
         """Open models and files."""
@@ -97,7 +107,10 @@ class OpenWorker:
     async def close(self) -> None:
         """Close them; raises what closing raises."""
         self._stop.set()
-        await self._holder
+        try:
+            await self._holder
+        finally:
+            self.link.close()
 
     async def work(self, unit: Unit) -> Done | Failed:
         """Work and commit one unit."""
@@ -110,9 +123,12 @@ class OpenWorker:
         except Exception as error:
             error.add_note(f"while working unit {unit.id} of pass {self._work.pass_.name}")
             return Failed(unit=unit.id, error=error)
-        return Done(unit=unit.id, counts=entry.counts, seconds=time.monotonic() - start)
+        finally:
+            self.link.forget(unit.id)
+        seconds = time.monotonic() - start
+        return Done(unit=unit.id, counts=entry.counts, seconds=seconds, metrics=result.metrics)
 
     async def _hold(self, ready: asyncio.Future[PassWorker]) -> None:
-        async with self._work.pass_.open(self._work.run) as worker:
+        async with self._work.pass_.open(replace(self._work.run, link=self.link)) as worker:
             ready.set_result(worker)
             await self._stop.wait()

@@ -58,6 +58,8 @@ class ReadConfig:
     """Longest to shortest side; beyond it the best slice grid shows slivers, and some VLM processors refuse."""
     max_pixels: int = MAX_PIXELS
     """Width times height that is decoded at all, read from the header."""
+    sample: int | None = None
+    """Take so many items of all sources together, chosen by a fixed shuffle of their ids; null takes all."""
 
     def __post_init__(self) -> None:
         if self.images_per_unit < 1 or self.min_side_px < 1 or self.max_aspect < 1 or self.max_pixels < 1:
@@ -66,6 +68,20 @@ class ReadConfig:
                 where="read (configuration)",
                 fix="leave them out to get the defaults",
             )
+        if self.sample is not None and self.sample < 1:
+            raise explain(
+                what=f"a sample of {self.sample} items",
+                where="read.sample (configuration)",
+                fix="set it to 1 or more, or leave it out to take all",
+            )
+
+    def items(self) -> list[SourceItem]:
+        """What the sources list now, in the order of sources and keys."""
+        items = [item for source in open_sources(self.sources).values() for item in source.items()]
+        if self.sample is None or len(items) <= self.sample:
+            return items
+        chosen = set(sorted(digest("sample", item.id) for item in items)[: self.sample])
+        return [item for item in items if digest("sample", item.id) in chosen]
 
 
 @final
@@ -79,16 +95,13 @@ class ReadPass:
     def fingerprint(self) -> str:
         """Configuration and what the sources list now: a folder that has changed is read again."""
         listing = hashlib.sha256()
-        for source in open_sources(self.config.sources).values():
-            for item in source.items():
-                listing.update(canonical_json(item.to_plain()).encode())
+        for item in self.config.items():
+            listing.update(canonical_json(item.to_plain()).encode())
         return digest(self.name, canonical_json(to_plain(self.config)), listing.hexdigest())
 
     def units(self, run: Run) -> Sequence[Unit]:
         """Items in the order of sources and keys, cut into equal parts."""
-        items = [
-            i.to_plain() for source in open_sources(self.config.sources).values() for i in source.items()
-        ]
+        items = [item.to_plain() for item in self.config.items()]
         step = self.config.images_per_unit
         return [
             Unit(id=f"{number:05d}", payload=items[start : start + step])

@@ -21,12 +21,12 @@ from infinity_mm.record import (
     ImageSlot,
     Outcome,
     Sample,
-    Turn,
     canonical_json,
     digest,
     settle,
 )
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
+from infinity_mm.synth.ids import is_source, num_source_turns
 from infinity_mm.synth.journey_pass import read_pairs, set_aside
 
 if TYPE_CHECKING:
@@ -114,20 +114,24 @@ def over_cap(
 
 
 def without(sample: Sample, gone: Collection[str], pairs: Mapping[str, Sample]) -> Sample | None:
-    """The conversation without some of its pairs, the image before what is now first; None if nothing is left."""
+    """The conversation without some of its pairs, the image before what is now first; None if nothing is left.
+
+    Turns that came with the image stay, and stand first.
+    """
     if not any(id_ in gone for id_ in sample.parents):
         return sample
-    exchanges = zip(sample.parents, sample.turns[0::2], sample.turns[1::2], strict=True)
-    kept = [exchange for exchange in exchanges if exchange[0] not in gone]
-    if not kept:
-        return None
+    came_with = num_source_turns(sample)
+    turns, asked = list(sample.turns[:came_with]), sample.turns[came_with:]
+    pair_ids = [id_ for id_ in sample.parents if not is_source(id_)]
     slots = tuple(part for part in sample.turns[0].content if isinstance(part, ImageSlot))
-    turns: list[Turn] = []
-    for _, user, assistant in kept:
-        said = tuple(part for part in user.content if not isinstance(part, ImageSlot))
-        turns += [replace(user, content=said if turns else (*slots, *said)), assistant]
-    parents = tuple(id_ for id_, _, _ in kept)
-    calls = dict.fromkeys(call for id_ in parents for call in pairs[id_].calls)
+    for id_, user, assistant in zip(pair_ids, asked[0::2], asked[1::2], strict=True):
+        if id_ not in gone:
+            said = tuple(part for part in user.content if not isinstance(part, ImageSlot))
+            turns += [replace(user, content=said if turns else (*slots, *said)), assistant]
+    if not turns:
+        return None
+    parents = tuple(id_ for id_ in sample.parents if id_ not in gone)
+    calls = dict.fromkeys(call for id_ in pair_ids if id_ not in gone for call in pairs[id_].calls)
     return replace(sample, parents=parents, turns=tuple(turns), calls=tuple(calls))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from infinity_mm.engines.spec import EngineConfig
 from infinity_mm.engines.vllm import VllmSpec, check_shares
 from infinity_mm.errors import explain
+from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.executors import ExecutorConfig
 from infinity_mm.runtime.passes import Pass
 from infinity_mm.sources.read_pass import ReadConfig, ReadPass
@@ -52,6 +53,8 @@ class SynthConfig(JourneyConfig):
     dedup: DedupConfig = field(default_factory=DedupConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Hard limits; the run stops cleanly at the first one, and goes on with a higher one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,13 +85,19 @@ class SynthConfig(JourneyConfig):
 
     def passes(self) -> list[Pass]:
         """In order; each reads what the one before committed."""
-        judge, scorer = self.engines.judge, self.engines.scorer
-        cap = [CapPass(max_blind_share=self.policy.max_blind_share)] if self.policy.blind == "cap" else []
         return [
             ReadPass(config=self.read),
             UniquePass(),
             TagPass(config=self.tagger),
             PlanPass(config=self.plan, seed=self.seed),
+            *self.passes_from_journeys(),
+        ]
+
+    def passes_from_journeys(self, *, after: str = "plan", edition: str = "") -> list[Pass]:
+        """The second half, which a replay has too; see `JourneyPass` for what it says of itself."""
+        judge, scorer = self.engines.judge, self.engines.scorer
+        cap = [CapPass(max_blind_share=self.policy.max_blind_share)] if self.policy.blind == "cap" else []
+        return [
             JourneyPass(
                 config=self.journeys,
                 teacher=self.engines.teacher.spec(),
@@ -96,6 +105,8 @@ class SynthConfig(JourneyConfig):
                 scorer=None if scorer is None else scorer.spec(),
                 tree=self.plan.tree,
                 images_per_sample=max((s.images_per_sample for s in self.read.sources), default=1),
+                after=after,
+                edition=edition,
             ),
             *cap,
             DedupPass(config=self.dedup, after=cap[0].name if cap else "journeys"),

@@ -23,9 +23,14 @@ def answer_id(question_id: str, style: str) -> str:
     return f"{question_id}.{style}"
 
 
-def conversation_id(pair_id: str, number: int) -> str:
-    """Id of the `number`-th conversation about the image that the pair, or what came with the image, is about."""
-    return f"{_QUESTION.sub('', pair_id.removesuffix(_SOURCE))}.c{number}"
+def image_id(id_: str) -> str:
+    """Id of the image that a question, a pair, or what came with the image is about."""
+    return _QUESTION.sub("", id_.removesuffix(_SOURCE))
+
+
+def conversation_id(part_id: str, number: int, edition: str = "") -> str:
+    """Id of the `number`-th conversation about the image of its first part; `edition` as in `Context`."""
+    return f"{image_id(part_id)}.{edition}c{number}"
 
 
 def source_id(image_id: str) -> str:

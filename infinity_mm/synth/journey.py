@@ -46,23 +46,36 @@ class Journey:
     """The question-answer pairs that were merged into conversations, with type, style and score."""
     metrics: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Calls, replies from the journal, failures, tokens, by stage; seconds in each stage."""
+    is_done: bool = False
 
 
 async def travel(
-    image: Sample, planned: Sequence[Mapping[str, Any]], stages: Sequence[Stage], context: Context
+    image: Sample,
+    planned: Sequence[Mapping[str, Any]],
+    stages: Sequence[Stage],
+    context: Context,
+    journey: Journey | None = None,
 ) -> Journey:
-    """Walk one image through the stages.
+    """Walk one image through the stages; `journey` is written as it goes, for whoever looks on.
 
     What a stage raises costs the samples it was given, and is written down with them. Mistakes that would be the
     same for every image (`UserError`) and broken accounts (`ConservationError`) end the run.
     """
-    journey = Journey()
-    children = _enter(journey, STAGE, [image], spread(image, planned))
-    waiting = [sample for sample in children if is_source(sample.id)]
-    alive = [sample for sample in children if not is_source(sample.id)]
+    journey = journey or Journey()
+    entering: defaultdict[str, list[Sample]] = defaultdict(list)
+    merging = next((stage.name for stage in stages if "turns" in stage.writes), stages[-1].name)
+    for sample in _enter(journey, STAGE, [image], spread(image, planned)):
+        entering[merging if is_source(sample.id) else stages[0].name].append(sample)
+    return await walk(journey, entering, stages, context)
+
+
+async def walk(
+    journey: Journey, entering: Mapping[str, Sequence[Sample]], stages: Sequence[Stage], context: Context
+) -> Journey:
+    """Take samples of one image through the stages, each from the stage at which it enters."""
+    alive: list[Sample] = []
     for stage in stages:
-        if "turns" in stage.writes:  # this stage makes conversations
-            waiting, alive = [], [*waiting, *alive]
+        alive = [*entering.get(stage.name, ()), *alive]
         if not alive:
             continue
         start = time.monotonic()
@@ -75,6 +88,7 @@ async def travel(
         journey.metrics[f"seconds.{stage.name}"] += time.monotonic() - start
         alive = _enter(journey, stage.name, alive, outcomes)
     journey.samples = alive
+    journey.is_done = True
     return journey
 
 
@@ -140,4 +154,6 @@ class Metered:
                 if isinstance(answer, Reply):
                     self._metrics[f"cached_tokens.{self._stage}"] += answer.cached_tokens
                 self._metrics[f"completion_tokens.{self._stage}"] += said
+                if not answer.from_journal:
+                    self._metrics["tokens_now"] += answer.prompt_tokens + told + said
         return answers

@@ -11,21 +11,24 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
+from infinity_mm.engines.allowance import with_allowance
 from infinity_mm.engines.base import Engine, EngineSpec
 from infinity_mm.engines.journaled import Journaled
 from infinity_mm.engines.simulate import SimulatedSpec
-from infinity_mm.errors import explain
+from infinity_mm.errors import BudgetSpentError, explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Dropped, Quarantined, Sample, canonical_json, digest
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.storage.shards import jsonl_bytes, read_jsonl
-from infinity_mm.synth.journey import Journey, travel
+from infinity_mm.synth.ids import image_id
+from infinity_mm.synth.journey import Journey, travel, walk
 from infinity_mm.synth.stage import Context, Stage, check_engines
 from infinity_mm.synth.stages import JourneyConfig, build_stages
 from infinity_mm.taxonomy.plan_pass import PLAN_FILE
@@ -38,6 +41,9 @@ PAIRS_FILE = "pairs.jsonl"
 """Committed beside the conversations: every question-answer pair in one, with type, style, score and provenance."""
 EXECUTION = frozenset({"images_in_flight", "images_per_shard", "max_failed_share", "journal"})
 """Keys of `JourneyConfig` that decide how fast and how cut, not what."""
+ENTRIES_FILE = "entries.json"
+"""For a replay, committed beside the samples: id -> the stage at which it goes on."""
+_Walk = Callable[[Journey], Awaitable[None]]
 _SWITCH_S = 0.0005
 """Shards are made and synced in threads beside the event loop, and with Python's own 5 ms every reply that comes
 meanwhile waits as long for its turn: 5 % of the throughput at 64 calls of 50 ms."""
@@ -62,6 +68,8 @@ class JourneyPass:
     """Instruction tree the plan was made with: definitions of types and the styles that suit them."""
     after: str = "plan"
     """The pass whose samples and plan are read."""
+    edition: str = ""
+    """Not empty for a replay: the samples read are questions and pairs, and `ENTRIES_FILE` says where each goes on."""
     name: str = "journeys"
 
     def fingerprint(self) -> str:
@@ -70,6 +78,7 @@ class JourneyPass:
         return digest(
             self.name,
             self.after,
+            self.edition,
             canonical_json(config),
             PromptSet.load(self.config.prompts).fingerprint,
             Tree.load(self.tree).fingerprint,
@@ -77,7 +86,9 @@ class JourneyPass:
         )
 
     def units(self, run: Run) -> Sequence[Unit]:
-        """The planned images in id order, cut into equal parts."""
+        """The planned images in id order, cut into equal parts; a replay's come cut, no image in two."""
+        if self.edition:
+            return [Unit(id=unit, payload=unit) for unit in _plan_units(self, run)]
         units: list[Unit] = []
         for plan_unit in _plan_units(self, run):
             num_images = len(run.unit_samples(self.after, plan_unit))
@@ -98,7 +109,7 @@ class JourneyPass:
         async with AsyncExitStack() as stack:
             engines = await self._engines(run, stack)
             check_engines(stages, engines, images=self.images_per_sample)
-            context = Context(engines=engines, prompts=prompts, seed=self.config.seed)
+            context = Context(engines=engines, prompts=prompts, seed=self.config.seed, edition=self.edition)
             stack.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(_SWITCH_S)
             yield _JourneyWorker(self, run, stages, context)
@@ -119,6 +130,8 @@ class JourneyPass:
             key = canonical_json([type(spec).__name__, to_plain(spec)])
             if key not in opened:
                 engine = await stack.enter_async_context(spec.open(run.images))
+                if run.link is not None and self.config.journal != "simulate":  # which spends nothing
+                    engine = with_allowance(engine, run.link.purse)
                 opened[key] = Journaled(engine, journal, mode=mode)
             roles[role] = opened[key]
         return roles
@@ -141,26 +154,60 @@ class _JourneyWorker:
 
     async def run(self, unit: Unit) -> UnitResult:
         """All images of the unit at once, as far as there are places."""
-        samples, plan = self._plan(unit.payload["plan_unit"])
-        images = samples[unit.payload["start"] : unit.payload["stop"]]
-        journeys = await self._all([self._travel(image, plan.get(image.id, [])) for image in images])
-        result = await asyncio.to_thread(unit_result, images, journeys)
+        samples, walks = self._replayed(unit) if self._pass.edition else self._planned(unit)
+        journeys = [Journey() for _ in walks]
+        if self._run.link is not None:
+            self._run.link.watch(unit.id, lambda: under_way(journeys))
+        await self._all([self._placed(walk, journey) for walk, journey in zip(walks, journeys, strict=True)])
+        result = await asyncio.to_thread(unit_result, samples, journeys)
         check_outages(result.metrics, self._pass.config.max_failed_share)
         return result
 
-    async def _all(self, journeys: Sequence[Coroutine[Any, Any, Journey]]) -> list[Journey]:
-        """Like a task group, but what one journey raises comes out as itself, so that it can be told to a person."""
+    async def _all(self, journeys: Sequence[Coroutine[Any, Any, None]]) -> None:
+        """Like a task group, but what one journey raises comes out as itself, so that it can be told to a person.
+
+        One that the budget stops stops no other: they wait for replies that are paid for.
+        """
         tasks = [asyncio.create_task(journey) for journey in journeys]
         try:
-            return await asyncio.gather(*tasks)
+            spent: BudgetSpentError | None = None
+            for task in asyncio.as_completed(tasks):
+                try:
+                    await task
+                except BudgetSpentError as error:
+                    spent = error
+            if spent is not None:
+                raise spent
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _travel(self, image: Sample, planned: Sequence[Mapping[str, Any]]) -> Journey:
+    def _planned(self, unit: Unit) -> tuple[list[Sample], list[_Walk]]:
+        """Images, and their journeys from the first stage."""
+        samples, plan = self._plan(unit.payload["plan_unit"])
+        images = samples[unit.payload["start"] : unit.payload["stop"]]
+        return images, [partial(self._travel, image, plan.get(image.id, [])) for image in images]
+
+    def _replayed(self, unit: Unit) -> tuple[list[Sample], list[_Walk]]:
+        """Samples that were set aside, and for each image among them a journey that they join on the way."""
+        after = self._pass.after
+        samples = self._run.unit_samples(after, unit.payload)
+        stage_of = json.loads(self._run.read_file(after, unit.payload, ENTRIES_FILE))
+        by_image: dict[str, dict[str, list[Sample]]] = {}
+        for sample in samples:
+            by_image.setdefault(image_id(sample.id), {}).setdefault(stage_of[sample.id], []).append(sample)
+        return samples, [partial(self._walk, entering) for entering in by_image.values()]
+
+    async def _placed(self, walk: _Walk, journey: Journey) -> None:
         async with self._places:
-            return await travel(image, planned, self._stages, self._context)
+            await walk(journey)
+
+    async def _travel(self, image: Sample, planned: Sequence[Mapping[str, Any]], journey: Journey) -> None:
+        await travel(image, planned, self._stages, self._context, journey)
+
+    async def _walk(self, entering: Mapping[str, Sequence[Sample]], journey: Journey) -> None:
+        await walk(journey, entering, self._stages, self._context)
 
     def _plan(self, plan_unit: str) -> tuple[list[Sample], Mapping[str, Any]]:
         """Samples and plan of one unit of the pass before; the last one read is kept."""
@@ -172,20 +219,30 @@ class _JourneyWorker:
         return self._plans[plan_unit]
 
 
-def unit_result(images: Sequence[Sample], journeys: Sequence[Journey]) -> UnitResult:
-    """The journeys of a unit as what is committed."""
+def under_way(journeys: Sequence[Journey]) -> dict[str, float]:
+    """What journeys have come to so far, under the names that the unit will be committed with."""
+    counts: Counter[str] = Counter()
+    for journey in journeys:
+        counts.update(journey.metrics)
+        counts.update(f"fate/{fate.stage}/{fate.fate}/{fate.reason}" for fate in journey.fates)
+        counts.update({"in": int(journey.is_done), "pairs": len(journey.pairs)})
+    return dict(counts)
+
+
+def unit_result(given: Sequence[Sample], journeys: Sequence[Journey]) -> UnitResult:
+    """The journeys of a unit, and the samples they began with, as what is committed."""
     metrics: Counter[str] = Counter()
     for journey in journeys:
         metrics.update(journey.metrics)
     conversations = [sample for journey in journeys for sample in journey.samples]
     pairs = [pair for journey in journeys for pair in journey.pairs]
     return UnitResult(
-        input_ids=[image.id for image in images],
+        input_ids=[sample.id for sample in given],
         samples=conversations,
         fates=[fate for journey in journeys for fate in journey.fates],
         dropped=[set_aside(outcome) for journey in journeys for outcome in journey.dropped],
         quarantined=[set_aside(outcome) for journey in journeys for outcome in journey.quarantined],
-        metrics={"images": len(images), "conversations": len(conversations), "pairs": len(pairs)} | metrics,
+        metrics={"images": len(journeys), "conversations": len(conversations), "pairs": len(pairs)} | metrics,
         files={PAIRS_FILE: jsonl_bytes([{"id": pair.id, "sample": pair} for pair in pairs])},
     )
 

@@ -78,7 +78,7 @@ class Merge:
         cut = conversations(table, self._config.max_turns) or ([[]] if source else [])
         for number, pairs in enumerate(cut):
             first = source if number == 0 else None
-            merged = conversation(pairs, number, context.prompts, source=first)
+            merged = conversation(pairs, number, context.prompts, source=first, edition=context.edition)
             outcomes.append(keep(merged))
             outcomes += [
                 Merged(id=one.id, stage=self.name, into=merged.id)
@@ -109,7 +109,12 @@ def conversations(table: Sequence[Mapping[str, Sample]], max_turns: int) -> list
 
 
 def conversation(
-    pairs: Sequence[Sample], number: int, prompts: PromptSet, *, source: Sample | None = None
+    pairs: Sequence[Sample],
+    number: int,
+    prompts: PromptSet,
+    *,
+    source: Sample | None = None,
+    edition: str = "",
 ) -> Sample:
     """One multi-turn sample, after the conversation of `source`, which came with the image.
 
@@ -124,7 +129,7 @@ def conversation(
     parts = [source, *pairs] if source else list(pairs)
     calls: dict[Call, None] = dict.fromkeys(call for pair in pairs for call in pair.calls)
     return Sample(
-        id=conversation_id(parts[0].id, number),
+        id=conversation_id(parts[0].id, number, edition),
         images=parts[0].images,
         parents=tuple(part.id for part in parts),
         turns=tuple(turns),

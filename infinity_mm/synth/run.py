@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from infinity_mm.config import to_plain
+from infinity_mm.planning.beside import beside
 from infinity_mm.prompts import PromptSet
+from infinity_mm.record import canonical_json, digest
 from infinity_mm.runtime.events import Listener
 from infinity_mm.runtime.executors import make_executor
-from infinity_mm.runtime.run import Run
+from infinity_mm.runtime.run import EXECUTION_KEYS, Run
 from infinity_mm.runtime.runner import run_passes
 from infinity_mm.storage import files
 from infinity_mm.synth.config import SynthConfig
@@ -36,7 +39,7 @@ def run_synthesis(config: SynthConfig, on_event: Listener | None = None) -> Summ
     run = Run(config.run_dir)
     run.start(described(config), seed=config.seed)
     with make_executor(config.executor) as executor:
-        done = run_passes(config.passes(), run, executor, on_event)
+        done = run_passes(config.passes(), run, executor, on_event, config.budget)
     summary = summarise(
         run,
         name=config.name,
@@ -44,6 +47,13 @@ def run_synthesis(config: SynthConfig, on_event: Listener | None = None) -> Summ
         wall_s=time.monotonic() - start,
         phase_s=done.phase_s,
     )
+    figures = {
+        "calls": sum(summary.calls.values()),
+        "prompt_tokens": summary.prompt_tokens,
+        "completion_tokens": summary.completion_tokens,
+        "pairs_kept": summary.pairs_kept,
+    }
+    summary = replace(summary, predicted=beside(run, config_digest(config), figures))
     text = json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n"
     files.write(run.path(SUMMARY_FILE), text.encode())
     return summary
@@ -59,3 +69,17 @@ def described(config: SynthConfig) -> dict[str, Any]:
     tree = Tree.load(config.plan.tree)
     named = {"name": tree.name, "version": tree.version, "fingerprint": tree.fingerprint}
     return plain | {"tree": named, "executor": plain["executor"] | {"journeys": how}}
+
+
+def undescribed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain configuration behind what `described` made; what was only told there is left out."""
+    known = {f.name for f in fields(SynthConfig)}
+    executor = dict(plain["executor"])
+    how = executor.pop("journeys", {})
+    return {key: value for key, value in plain.items() if key in known} | {"executor": executor} | how
+
+
+def config_digest(config: SynthConfig) -> str:
+    """Of all that decides what a run does; a prediction holds for a run with the same one."""
+    plain = {key: value for key, value in described(config).items() if key not in EXECUTION_KEYS}
+    return digest("plan", canonical_json(plain))[:16]

@@ -24,6 +24,8 @@ class Context:
     prompts: PromptSet
     seed: int
     """The run's seed; draws depend on it, the stage and the sample id alone."""
+    edition: str = ""
+    """In a replay: what sets its conversations' ids apart from those of the run it replays."""
 
 
 @runtime_checkable

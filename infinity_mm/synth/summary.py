@@ -61,6 +61,8 @@ class Summary:
     wall_s: float
     phase_s: dict[str, float]
     """Pass -> seconds in this call; next to nothing for a pass that was committed before."""
+    predicted: dict[str, dict[str, float]] | None = None
+    """Figure -> low, middle, high of `infinity-mm plan`, and measured; None if there was no plan for this run."""
 
 
 def summarise(

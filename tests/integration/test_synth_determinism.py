@@ -31,7 +31,7 @@ from infinity_mm.runtime.executors import ExecutorConfig
 from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.passes import Unit
 from infinity_mm.runtime.run import Run
-from infinity_mm.runtime.work import Done, Failed, PassWork
+from infinity_mm.runtime.work import Outcome, PassWork
 from infinity_mm.storage import manifest
 from infinity_mm.synth import run as synth_run
 from infinity_mm.synth.config import SynthConfig
@@ -288,7 +288,7 @@ class Shuffled:
         self._draw = random.Random(seed)
         self._local = LocalExecutor()
 
-    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         return self._local.map(work, self._draw.sample(units, len(units)))
 
     def __enter__(self) -> Self:

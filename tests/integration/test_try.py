@@ -18,6 +18,7 @@ from test_broken_inputs import FILES, KEPT
 from vlm_server import VlmServer
 
 from infinity_mm.errors import UserError
+from infinity_mm.runtime.events import UnitDone
 from infinity_mm.runtime.run import Run
 from infinity_mm.trial.collect import collect
 from infinity_mm.trial.run import Result, run_trial
@@ -136,7 +137,8 @@ def test_a_server_that_goes_away_leaves_a_page_and_the_same_command_finishes(tmp
     with VlmServer(faults=False) as server:
 
         def fail(event: object) -> None:
-            server.is_down = type(event).__name__ == "UnitDone" and event.pass_name == "journeys"  # type: ignore[attr-defined]
+            if isinstance(event, UnitDone) and event.pass_name == "journeys":
+                server.is_down = True
 
         settings = Settings(
             images=(str(photos),), endpoint=server.url, model="test/vlm-7b", out=str(tmp_path / "out")

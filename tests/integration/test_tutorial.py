@@ -19,7 +19,10 @@ from infinity_mm.synth.config import SynthConfig
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("tutorial.md", "recipes.md")}
+PAGES = {
+    name: (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("tutorial.md", "recipes.md", "running.md")
+}
 REAL = ("http://localhost:8000/v1", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 SMALL = {
@@ -100,8 +103,9 @@ def test_every_path_that_the_pages_name_exists(page: str) -> None:
 
 def test_every_configuration_of_the_recipes_is_valid(tmp_path: Path) -> None:
     """Engines and executors load strictly, on top of the shipped file; Kubernetes' own YAML at least parses."""
-    blocks = re.findall(r"```yaml\n(.*?)```", PAGES["recipes.md"], flags=re.DOTALL)
-    assert len(blocks) == 3
+    pages = PAGES["recipes.md"] + PAGES["running.md"]
+    blocks = re.findall(r"```yaml\n(.*?)```", pages, flags=re.DOTALL)
+    assert len(blocks) == 4
     shipped = yaml.safe_load((ROOT / "configs" / "synth" / "qwen2_5_vl.yaml").read_text(encoding="utf-8"))
     for block in blocks:
         data = yaml.safe_load(block)
@@ -112,7 +116,7 @@ def test_every_configuration_of_the_recipes_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_slurm_script_is_a_shell_script(tmp_path: Path) -> None:
-    (script,) = re.findall(r"```\n(#!/bin/bash\n.*?)```", PAGES["recipes.md"], flags=re.DOTALL)
+    (script,) = re.findall(r"```\n(#!/bin/bash\n.*?)```", PAGES["running.md"], flags=re.DOTALL)
     (tmp_path / "job.sh").write_text(script, encoding="utf-8")
     done = subprocess.run(["bash", "-n", str(tmp_path / "job.sh")], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

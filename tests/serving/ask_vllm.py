@@ -48,6 +48,7 @@ def request(files: Files, asked: dict[str, Any]) -> Request | Scoring:
         choices=tuple(asked.get("choices", ())),
         temperature=asked.get("temperature", 0.0),
         seed=asked.get("seed", 0),
+        schema=asked.get("schema"),
     )
 
 

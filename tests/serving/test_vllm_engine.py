@@ -108,9 +108,10 @@ def test_greedy_replies_and_probabilities_of_choices_are_those_of_transformers()
         [long],
         [long, asked("one sliced", question="<|image|>")],
         [asked(name, answer="a red circle") for name in CASES],
+        [asked("one sliced", schema='{"enum":[true,false]}')],
     ]
     said = ask(batches)
-    greedy, chosen, sampled, _, (again, forged), scored = said["answers"]
+    greedy, chosen, sampled, _, (again, forged), scored, (forced,) = said["answers"]
     for (name, case), reply, choice in zip(CASES.items(), greedy, chosen, strict=True):
         expected = reference.say(case)
         assert reply["prompt_tokens"] == expected.prompt_tokens, name
@@ -120,6 +121,7 @@ def test_greedy_replies_and_probabilities_of_choices_are_those_of_transformers()
         assert choice["choice_logprobs"] == pytest.approx([s - total for s in scores], abs=1e-3), name
         assert choice["text"] == choices[scores.index(max(scores))], name
     assert [each["mean_logprob"] for each in scored] == pytest.approx(likelihoods("a red circle"), abs=1e-3)
+    assert forced["text"] in ("true", "false")
     assert sampled[0] == sampled[1]
     assert again["cached_tokens"] >= 512, "four blocks of 128 were in the cache"
     assert forged["reason"] == "special_token"

@@ -11,7 +11,8 @@ from engine_fakes import ask
 from misbehaving_server import Server, completion
 from nano import Drawn, look
 
-from infinity_mm.engines.base import Engine, Failure, Reply, Request
+from infinity_mm.engines.allowance import with_allowance
+from infinity_mm.engines.base import Engine, Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.engines.openai import OpenAISpec
 from infinity_mm.errors import UserError
 
@@ -304,3 +305,44 @@ def test_an_image_that_several_calls_want_at_once_is_read_once() -> None:
     image = images.image(0)
     generate([look(image, str(i)) for i in range(12)], images=images)
     assert images.num_reads == 1
+
+
+class Counting:
+    """An allowance of so many requests."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.settled: list[str] = []
+
+    async def reserve(self, requests: Sequence[Request | Scoring]) -> int:
+        self.left -= 1
+        return int(self.left >= 0)
+
+    def settle(self, request: Request | Scoring, answer: Reply | Likelihood | Failure) -> None:
+        self.settled.append(answer.reason if isinstance(answer, Failure) else getattr(answer, "text", ""))
+
+
+@pytest.mark.parametrize(
+    ("number", "said", "settled"),
+    [
+        (3, "you said drop 2", ["connection", "connection", "you said drop 2"]),
+        (2, "out_of_budget", ["connection", "connection"]),
+        (0, "out_of_budget", []),
+    ],
+)
+def test_every_attempt_asks_for_leave_so_that_retries_count(
+    number: int, said: str, settled: list[str]
+) -> None:
+    async def run() -> list[Reply | Failure]:
+        async with Server() as server:
+            spec = OpenAISpec(base_url=server.url, model="m", revision="r", backoff_s=0.001)
+            async with spec.open(Drawn()) as engine:
+                assert with_allowance(engine, allowance) is engine
+                answers = await engine.generate([ask("drop 2")])
+                assert server.calls["drop 2"] == len(settled)
+                return answers
+
+    allowance = Counting(number)
+    [answer] = asyncio.run(run())
+    assert (answer.text if isinstance(answer, Reply) else answer.reason) == said
+    assert allowance.settled == settled

@@ -13,15 +13,16 @@ import fsspec
 import pytest
 from toy_passes import Answers, Numbers, outputs
 
-from infinity_mm.errors import UserError
+from infinity_mm.errors import BudgetSpentError, UserError
 from infinity_mm.record import ConservationError
+from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.events import Event, PassCommitted, PassSkipped, PassStarted, UnitDone
 from infinity_mm.runtime.executors import Executor, ExecutorConfig, make_executor
 from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.runtime.run import Run
 from infinity_mm.runtime.runner import run_passes
-from infinity_mm.runtime.work import Done, Failed, PassWork
+from infinity_mm.runtime.work import Outcome, PassWork
 from infinity_mm.storage import manifest
 
 
@@ -32,7 +33,7 @@ class Shuffled:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         order = list(units)
         random.Random(self.seed).shuffle(order)
         return LocalExecutor().map(work, order)
@@ -48,7 +49,7 @@ class Shuffled:
 class Unused:
     """An executor that must not be asked."""
 
-    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Done | Failed, None, None]:
+    def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         raise AssertionError("a committed pass was opened")
 
     def __enter__(self) -> Unused:
@@ -330,3 +331,14 @@ def test_the_executor_is_configuration() -> None:
     assert isinstance(make_executor(ExecutorConfig(kind="ray", num_workers=2)), Executor)
     with pytest.raises(UserError, match="0 workers"):
         ExecutorConfig(num_workers=0)
+
+
+def test_a_run_without_time_left_works_nothing_and_goes_on_with_more(tmp_path: Path) -> None:
+    passes = [Numbers(log=str(tmp_path / "log")), Answers()]
+    run = Run(str(tmp_path / "run"))
+    with pytest.raises(BudgetSpentError, match=r"of 0\.0 GPU hours"):
+        run_passes(passes, run, LocalExecutor(), budget=BudgetConfig(gpu_hours=0.0))
+    assert not (tmp_path / "log").exists()
+    run_passes(passes, run, LocalExecutor(), budget=BudgetConfig(gpu_hours=1.0))
+    run_passes(passes, Run(str(tmp_path / "free")), LocalExecutor())
+    assert outputs(tmp_path / "run") == outputs(tmp_path / "free")

@@ -43,12 +43,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_bar_per_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_row_per_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     out = Terminal()
     with show_progress(out) as listen:
         for event in EVENTS:
             listen(event)
-    assert "committed: 8 in, 7 out" in out.getvalue()
-    assert "3/3" in out.getvalue()
+    assert "committed before" in out.getvalue()
+    assert "ask" in out.getvalue()

@@ -19,7 +19,7 @@ from test_synth_passes import CONFIG, MadeUpPlan, published
 
 from infinity_mm.engines.base import Engine, ImageReader, Reply, Request
 from infinity_mm.quality.policy import Policy
-from infinity_mm.record import Call, ImageSlot, Text
+from infinity_mm.record import Call, ImageSlot, Text, Turn
 from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.run import Run
 from infinity_mm.runtime.runner import run_passes
@@ -70,6 +70,18 @@ def test_a_conversation_without_its_first_pair_begins_with_the_image() -> None:
 def test_a_conversation_is_left_alone_or_gone_where_none_or_all_of_its_pairs_go() -> None:
     assert without(TALK, {"b.q0.short"}, {}) is TALK
     assert without(TALK, set(BY_ID), BY_ID) is None
+
+
+def test_turns_that_came_with_the_image_stay() -> None:
+    came_with = seen(
+        "a.source",
+        turns=(Turn("user", (ImageSlot(0), Text("What is it?"))), Turn("assistant", (Text("A dog."),))),
+    )
+    talk = conversation(PAIRS, 0, NANO, source=came_with)
+    assert without(talk, {"a.q1.short"}, BY_ID) == conversation(
+        [PAIRS[0], PAIRS[2]], 0, NANO, source=came_with
+    )
+    assert without(talk, set(BY_ID), BY_ID) == conversation([], 0, NANO, source=came_with)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from infinity_mm.engines.base import Reply, Request
 from infinity_mm.errors import UserError
 from infinity_mm.record import ImageSlot, Sample, Text, Turn
 from infinity_mm.synth.ask import AskConfig
+from infinity_mm.synth.cap_pass import without
 from infinity_mm.synth.dedup_pass import pairs_of
 from infinity_mm.synth.journey import Journey, travel
 from infinity_mm.synth.merge import conversation
@@ -80,6 +81,15 @@ def test_a_question_that_the_source_has_asked_already_is_dropped_by_name() -> No
     journey = walk(seen("a", turns=brought))
     assert {dropped.reason for dropped in journey.dropped} == {"asked_in_source"}
     assert [sample.turns for sample in journey.samples] == [brought]
+
+
+def test_what_came_with_the_image_stays_when_a_pair_is_taken_out_again() -> None:
+    journey = walk(seen("a", turns=(Turn("system", (Text("Be brief."),)), *BROUGHT)))
+    talk, pairs = journey.samples[0], {pair.id: pair for pair in journey.pairs}
+    rest = without(talk, {"a.q0.short"}, pairs)
+    assert rest is not None
+    assert (rest.turns, rest.parents, rest.calls) == (talk.turns[:3], ("a.source",), ())
+    assert without(talk, {"a.q0.brief"}, pairs) is talk
 
 
 def test_a_system_turn_of_the_source_is_no_question() -> None:
