@@ -49,8 +49,8 @@ class Teacher(Service):
 
     trouble: str | None = None
     """What goes wrong: a status, or garbage, truncated, half, never; None: nothing."""
-    is_partial: bool = True
-    """Whether trouble meets a third of the requests, on their first two tries, or every call."""
+    one_in = 1
+    """What share of the requests it meets, on their first two tries; 1: every call."""
     exact = True
     """Whether the reply depends on the request alone; else on the number of the call as well."""
 
@@ -62,9 +62,9 @@ class Teacher(Service):
         self.exact = exact
         self.disturb(None)
 
-    def disturb(self, trouble: str | None, is_partial: bool = True) -> None:
+    def disturb(self, trouble: str | None, one_in: int = 1) -> None:
         """From now on."""
-        self.trouble, self.is_partial = trouble, is_partial
+        self.trouble, self.one_in = trouble, one_in
 
     def pace(self, delay_s: float) -> None:
         """Seconds before each reply, from now on."""
@@ -82,7 +82,7 @@ class Teacher(Service):
         """A reply, or the trouble of the hour."""
         key = int.from_bytes(hashlib.sha256(body).digest()[:5])
         self.tries[key] += 1
-        is_hit = not self.is_partial or (key % 3 == 0 and self.tries[key] <= 2)
+        is_hit = self.one_in == 1 or (key % self.one_in == 0 and self.tries[key] <= 2)
         trouble = self.trouble if is_hit else None
         self.calls.append((key, trouble is None))
         said = say(body, random.Random(key if self.exact else f"{key} {len(self.calls)}"))
@@ -197,8 +197,8 @@ class Drill:
     story: list[str] = field(default_factory=list)
     """How each driver ended, in order."""
     kills: int = 0
-    asked_again: int = 0
-    """Calls for a request whose reply was in the journal when a process was killed: must stay 0."""
+    lines_lost: int = 0
+    """Journal lines that the drill removed: their requests may be asked again."""
     _marks: list[tuple[int, set[int]]] = field(default_factory=list)
 
     @property
@@ -286,9 +286,9 @@ class Drill:
 
     def result(self) -> Result:
         """Compare."""
-        calls = self.server.tell("so_far")
+        calls, asked_again = self.server.tell("so_far"), 0
         for mark, known in self._marks:
-            self.asked_again += sum(key in known for key, good in calls[mark:] if good)
+            asked_again += sum(key in known for key, good in calls[mark:] if good)
         good = Counter(key for key, is_good in calls if is_good)
         agree = sums_agree(self.run_dir)
         found = outputs(self.run_dir)
@@ -300,7 +300,7 @@ class Drill:
             num_calls=good.total(),
             resent=good.total() - len(good),
             bound=(IN_FLIGHT + UNSYNCED) * self.kills,
-            asked_again=self.asked_again,
+            asked_again=max(0, asked_again - self.lines_lost),
         )
 
 

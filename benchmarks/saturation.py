@@ -88,13 +88,14 @@ class SeedPass:
     """Samples and plan out of nothing, in the place of the passes before the journeys."""
 
     number: int
+    questions: int = QUESTIONS
     name: str = "plan"
 
     def fingerprint(self) -> str:
-        return f"seed {self.number}"
+        return f"seed {self.number} {self.questions}"
 
     def units(self, run: Run) -> Sequence[Unit]:
-        return [Unit(id="00000", payload=self.number)]
+        return [Unit(id="00000", payload=[self.number, self.questions])]
 
     def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
         return self._open()
@@ -106,11 +107,12 @@ class SeedPass:
 
 class _Seed:
     async def run(self, unit: Unit) -> UnitResult:
-        samples = [Sample(id=f"s{i:06d}", images=()) for i in range(unit.payload)]
+        num_samples, questions = unit.payload
+        samples = [Sample(id=f"s{i:06d}", images=()) for i in range(num_samples)]
         plan = {
             sample.id: [
                 {"type": LEAF, "examples": [f"What color is {sample.id}?", f"Is it {number}?"]}
-                for number in range(QUESTIONS)
+                for number in range(questions)
             ]
             for sample in samples
         }

@@ -102,8 +102,8 @@ class _Connection(asyncio.Protocol):
         service = self._service
         service.in_flight -= 1
         if service.waiting:
-            connection, *job = service.waiting.popleft()
-            connection.begin(*job)
+            connection, next_body, next_last = service.waiting.popleft()
+            connection.begin(next_body, next_last)
         if self.transport.is_closing():
             return  # whoever asked is gone
         service.served += 1
