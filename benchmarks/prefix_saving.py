@@ -2,7 +2,7 @@
 
     <environment with vLLM>/python benchmarks/prefix_saving.py --images 48
 
-One vLLM server with random weights (8 layers of width 256, 1,110 tokens an image) and room in its KV cache for a
+One vLLM server with random weights (8 layers of width 256, 1,087 tokens an image) and room in its KV cache for a
 third of the images. Both orders make the same six calls an image (ask, check, answer, judge, rewrite, judge again)
 with the prompts of the set `default`, through the stages of a run. The server computes every reply; since random
 weights say nothing, its text is then exchanged for one that lets the sample go on. Each order has its own images.
