@@ -77,7 +77,7 @@ class PublishPass:
                 groups.append([])
                 num_rows = 0
             groups[-1].append(unit)
-            num_rows += len(run.unit_samples(self.after, unit))
+            num_rows += run.num_samples(self.after, unit)
         return [
             Unit(
                 id=f"{number:05d}",
