@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
-import multiprocessing.connection
 import statistics
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+from stub_server import Service, StubServer
 
 from infinity_mm.engines.base import Request
 from infinity_mm.engines.openai import OpenAISpec
@@ -49,76 +48,6 @@ QUESTIONS = 4
 """For one image: each is asked for, then answered."""
 CALLS_PER_SAMPLE = 2 * QUESTIONS
 LEAF = "fine_single/attribute/color"
-REPLY = "How many of them can be counted in picture %08d?"
-
-
-class Stub(asyncio.Protocol):
-    """The least HTTP server that a client believes: it must not be what limits the clients."""
-
-    delay_s = 0.05
-    served = in_flight = peak = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._data = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        while (end := self._data.find(b"\r\n\r\n")) >= 0:
-            head = self._data[:end].lower()
-            _, _, length = head.partition(b"content-length:")
-            size = int(length.split(b"\r\n", 1)[0] or 0)
-            if len(self._data) < end + 4 + size:
-                if b"100-continue" in head:
-                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                return
-            self._data = self._data[end + 4 + size :]
-            Stub.in_flight += 1
-            Stub.peak = max(Stub.peak, Stub.in_flight)
-            last = b"connection: close" in head
-            asyncio.get_running_loop().call_later(self.delay_s, self._answer, last)
-
-    def _answer(self, last: bool) -> None:
-        Stub.in_flight -= 1
-        Stub.served += 1
-        if not self._transport.is_closing():
-            self._transport.write(_ANSWER % Stub.served)
-            if last:
-                self._transport.close()
-
-
-_CONTENT = json.dumps(
-    {
-        "id": "chatcmpl-0",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "stub",
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": REPLY}, "finish_reason": "stop"}
-        ],
-        "usage": {"prompt_tokens": 200, "completion_tokens": 12, "total_tokens": 212},
-    }
-).encode()
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
-    len(_CONTENT) + 4
-)
-_ANSWER = _HEAD + _CONTENT
-"""With a place for a number of eight digits, so that no reply is another's double."""
-
-
-def serve(pipe: multiprocessing.connection.Connection) -> None:
-    """In a process of its own; a message on the pipe gets (requests served, most in flight) since the last one."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(Stub, "127.0.0.1", 0)
-        pipe.send(server.sockets[0].getsockname()[1])
-        while await loop.run_in_executor(None, pipe.recv):
-            pipe.send((Stub.served, Stub.peak))
-            Stub.served = Stub.peak = 0
-
-    asyncio.run(main())
 
 
 def bodies(number: int) -> list[bytes]:
@@ -159,13 +88,14 @@ class SeedPass:
     """Samples and plan out of nothing, in the place of the passes before the journeys."""
 
     number: int
+    questions: int = QUESTIONS
     name: str = "plan"
 
     def fingerprint(self) -> str:
-        return f"seed {self.number}"
+        return f"seed {self.number} {self.questions}"
 
     def units(self, run: Run) -> Sequence[Unit]:
-        return [Unit(id="00000", payload=self.number)]
+        return [Unit(id="00000", payload=[self.number, self.questions])]
 
     def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
         return self._open()
@@ -177,11 +107,12 @@ class SeedPass:
 
 class _Seed:
     async def run(self, unit: Unit) -> UnitResult:
-        samples = [Sample(id=f"s{i:06d}", images=()) for i in range(unit.payload)]
+        num_samples, questions = unit.payload
+        samples = [Sample(id=f"s{i:06d}", images=()) for i in range(num_samples)]
         plan = {
             sample.id: [
                 {"type": LEAF, "examples": [f"What color is {sample.id}?", f"Is it {number}?"]}
-                for number in range(QUESTIONS)
+                for number in range(questions)
             ]
             for sample in samples
         }
@@ -233,18 +164,18 @@ def main() -> None:
         "--peer", action="append", default=[], help="NAME=PYTHON of an environment that has it"
     )
     args = parser.parse_args()
-    ends = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(ends[1],), daemon=True)
-    server.start()
-    url = f"http://127.0.0.1:{ends[0].recv()}/v1"
-    requests = bodies(args.requests)
+    with StubServer(Service()) as server:
+        race_all(args, server)
+
+
+def race_all(args: argparse.Namespace, server: StubServer) -> None:
+    requests, url = bodies(args.requests), server.url
     walls: dict[str, list[float]] = {}
     notes: dict[str, str] = {}
 
     def race(name: str, run: Callable[[], tuple[float, float | None]]) -> None:
         wall, cpu = run()
-        ends[0].send(True)
-        served, peak = ends[0].recv()
+        served, peak = server.tell("counts")
         walls.setdefault(name, []).append(wall)
         used = "" if cpu is None else f", {1e6 * cpu / args.requests:.0f} us of processor time a request"
         notes[name] = f"{served:,} requests seen, most in flight {peak}{used}"
@@ -276,8 +207,7 @@ def main() -> None:
         print(
             f"| {name} | {middle:.2f} | {every} | {args.requests / middle:.0f} | {ratio:.2f} | {notes[name]} |"
         )
-    print(f"\nThe latency alone allows {args.in_flight / Stub.delay_s:.0f} requests a second.")
-    server.terminate()
+    print(f"\nThe latency alone allows {args.in_flight / Service().delay_s:.0f} requests a second.")
 
 
 if __name__ == "__main__":

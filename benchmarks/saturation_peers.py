@@ -116,7 +116,8 @@ def distilabel(url: str, number: int, in_flight: int) -> Callable[[], int]:
         load >> ask
 
     def run() -> int:
-        return len(pipeline.run(use_cache=False)["default"]["train"])
+        said = pipeline.run(use_cache=False)["default"]["train"]["generation"]
+        return sum(text is not None for text in said)
 
     return run
 

@@ -239,7 +239,7 @@ def tree(
     name: Annotated[
         str,
         typer.Argument(
-            help="windtunnel, default, any_picture, or the path of a YAML file, which is checked."
+            help="windtunnel, default, grounding, any_picture, or the path of a YAML file, which is checked."
         ),
     ] = "default",
     as_json: JsonFlag = False,

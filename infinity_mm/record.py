@@ -156,13 +156,13 @@ class Sample:
     """Example questions of the same type, shown when asking."""
     question: str | None = None
     style: str | None = None
-    """Answer style: short, brief or detailed."""
+    """Answer style: short, brief, detailed or choice."""
     answer: str | None = None
     score: Score | None = None
     previous: tuple[tuple[str, Score | None], ...] = ()
     """Earlier answers with their scores, oldest first (a rewrite keeps what it replaced)."""
     labels: tuple[Label, ...] = ()
-    """What filters measured of the answer, sorted by name; what follows from it is the policy's business."""
+    """What filters measured of question and answer, sorted by name; what follows is the policy's business."""
     decision: str | None = None
     """keep, rewrite or drop, by policy."""
     calls: tuple[Call, ...] = ()

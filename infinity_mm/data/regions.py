@@ -13,13 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infinity_mm.errors import explain
-from infinity_mm.record import Region
+from infinity_mm.record import ImageSlot, Part, Region, Text
 
 Frame = tuple[int, int]
 """(width, height) in pixels, of the resized image a family counts in."""
 
 _MARKER = re.compile(r"<\|region (\d+)((?: [01](?:\.\d+)?){2}(?:(?: [01](?:\.\d+)?){2})?)\|>")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SAID = r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)"
+_KEY = r"(?:[xy]_?\w{0,4}|left|top|right|bottom)[\"']?\s*[:=]"
+_RUN = rf"{_SAID}(?:(?:[\s,;()\[\]\"']|{_KEY})+{_SAID})*"
+_WRAPPED = re.compile(rf"(?:<\|?\w+\|?>)?[\[(]*({_RUN})[\])]*(?:</\w+>|<\|\w+\|>)?")
+"""Numbers in a row, with the brackets and marks that families put around a box or point."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,3 +87,41 @@ def write_regions(text: str, notation: Notation, frames: Sequence[Frame]) -> str
         return notation.write([float(value) for value in marker[2].split()], frames[index])
 
     return _MARKER.sub(written, text)
+
+
+def parts_of(text: str) -> tuple[Text | Region, ...]:
+    """A text with markers as parts; one `Text` for a text without them."""
+    parts: list[Text | Region] = []
+    end = 0
+    for marker in _MARKER.finditer(text):
+        if marker.start() > end:
+            parts.append(Text(text[end : marker.start()]))
+        parts.append(Region(int(marker[1]), tuple(float(value) for value in marker[2].split())))
+        end = marker.end()
+    if end < len(text) or not parts:
+        parts.append(Text(text[end:]))
+    return tuple(parts)
+
+
+def text_of(parts: Sequence[Part]) -> str:
+    """The inverse of `parts_of`; image slots are left out."""
+    return "".join(
+        part.text if isinstance(part, Text) else region_marker(part)
+        for part in parts
+        if not isinstance(part, ImageSlot)
+    )
+
+
+def find_numbers(text: str, count: int) -> list[tuple[tuple[float, ...], tuple[int, int]]]:
+    """Runs of `count` numbers, as any family writes boxes (4) and points (2), with where they stand in the text.
+
+    `[1, 2, 3, 4]`, `<box>[[1, 2, 3, 4]]</box>`, `(1,2),(3,4)`, `{"bbox_2d": [1, 2, 3, 4]}`, `<point x="1" y="2">`.
+    Of a run of several times so many numbers each part is one, at the place of the whole.
+    """
+    found: list[tuple[tuple[float, ...], tuple[int, int]]] = []
+    for run in _WRAPPED.finditer(text):
+        numbers = [float(number) for number in re.findall(_SAID, run[1])]
+        if len(numbers) % count == 0:
+            groups = [tuple(numbers[i : i + count]) for i in range(0, len(numbers), count)]
+            found += [(group, run.span()) for group in groups]
+    return found

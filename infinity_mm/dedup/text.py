@@ -18,6 +18,7 @@ _IN_THE_IMAGE = re.compile(
     r"\b(?:(?:shown|seen|visible|depicted|displayed|present|pictured) )?(?:in|from|of|on|within) (?:this|the) "
     r"(?:image|picture|photo|photograph|scene|figure)\b"
 )
+_IN_THE_IMAGE_CJK = re.compile(r"^请问?|(?:在?[这此该]?[张幅]?(?:图像|图片|照片|画面|图)[中里内上]?的?)")
 _CONTRACTIONS = {
     "can't": "can not",
     "won't": "will not",
@@ -69,7 +70,7 @@ def normalise(text: str) -> str:
 
 def meaning(text: str) -> tuple[str, ...]:
     """The words that carry meaning, in order, each in one spelling and in the singular."""
-    plain = " ".join(_expand(word) for word in normalise(text).split())
+    plain = " ".join(_expand(word) for word in _said(normalise(text)).split())
     words = [word for word in _IN_THE_IMAGE.sub(" ", plain).split() if word not in _EMPTY_WORDS]
     return tuple(folded for word in words if (folded := _fold(word)) not in _EMPTY_WORDS)
 
@@ -126,7 +127,12 @@ def _fold(word: str) -> str:
 
 def _spelled(normal: str) -> str:
     """Normalised text with each word in one spelling, so that `colour` costs no overlap."""
-    return " ".join(_fold(part) for word in normal.split() for part in _expand(word).split())
+    return " ".join(_fold(part) for word in _said(normal).split() for part in _expand(word).split())
+
+
+def _said(normal: str) -> str:
+    """Without "in this picture" in Chinese, which has no word ends: what is left is compared as one word."""
+    return normal if normal.isascii() else _IN_THE_IMAGE_CJK.sub("", normal)
 
 
 def _shingles(text: str) -> set[str]:

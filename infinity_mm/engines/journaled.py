@@ -179,7 +179,16 @@ class _GroupCommit:
                 await asyncio.sleep(early_s)
             self._next_at = loop.time() + _SYNC_EVERY_S
             upto = self._asked
-            await asyncio.to_thread(self._journal.sync)
+            try:
+                await asyncio.to_thread(self._journal.sync)
+            except UserError:
+                raise
+            except Exception as error:  # each kind of store has its own; none of them is the sample's fault
+                raise explain(
+                    what=f"replies cannot be written to the journal: {error}",
+                    where=self._journal.directory,
+                    fix="make room on the disk, or look after the store, and run the same command again",
+                ) from error
             self._done = upto
 
 

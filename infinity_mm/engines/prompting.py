@@ -32,15 +32,23 @@ def chat_messages(turns: Sequence[Turn], images: Sequence[ImageRef]) -> list[dic
         for part in turn.content:
             match part:
                 case Text(text=text):
-                    parts.append({"type": "text", "text": text})
+                    _say(parts, text)
                 case Region():
-                    parts.append({"type": "text", "text": region_text(part)})
+                    _say(parts, region_text(part))
                 case ImageSlot(index=index):
                     if index >= len(images):
                         raise Refused("bad_request", f"image {index} of {len(images)}")
                     parts.append({"type": "image", "index": index})
         messages.append({"role": turn.role, "content": parts})
     return messages
+
+
+def _say(parts: list[dict[str, Any]], text: str) -> None:
+    """Text after text is one part: some servers put a line break between two."""
+    if parts and parts[-1]["type"] == "text":
+        parts[-1]["text"] += text
+    else:
+        parts.append({"type": "text", "text": text})
 
 
 def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:

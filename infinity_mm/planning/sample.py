@@ -213,7 +213,7 @@ def _reckoned(config: SynthConfig, sizes: Sizes, kept_share: float) -> ImageCost
     for stage in stages:
         if "style" in stage.writes:
             samples *= len(config.styles.names)
-        if not stage.roles:
+        if not stage.roles or stage.name == "distinct":  # it asks again where questions repeat: here none does
             continue
         number = samples * len(stage.roles)
         image, _ = tokens_of(config, roles.get(stage.name, "teacher"), sizes)

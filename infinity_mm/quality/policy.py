@@ -2,6 +2,7 @@
 
 score --keep_at, rewrite_at--> keep | rewrite | drop
 label `loss` --max_loss--> goes on | drop          label `blind` --blind--> goes on | drop
+label `critic` --critic--> goes on | drop
 """
 
 from __future__ import annotations
@@ -32,7 +33,19 @@ class Policy:
     max_blind_share: float = 0.2
     """With `cap`, the largest share of such pairs among the kept ones of an instruction type."""
 
+    critic: Literal["label", "drop"] = "label"
+    """What happens to questions in which the stage `critic` found a fault."""
+    max_repeats: int | None = None
+    """Of a question asked of several images so many uses stay, the first in id order; the others are taken out in a
+    pass after the journeys. null: a question may be asked of every image."""
+
     def __post_init__(self) -> None:
+        if self.max_repeats is not None and self.max_repeats < 1:
+            raise explain(
+                what=f"max_repeats={self.max_repeats} leaves no question",
+                where="Policy (YAML section `policy`)",
+                fix="set policy.max_repeats to at least 1, or to null to let questions repeat",
+            )
         if not 1 <= self.keep_at <= 10:
             raise explain(
                 what=f"keep_at={self.keep_at} is outside the judge's scale",
@@ -62,7 +75,7 @@ class Policy:
     def needs(self) -> frozenset[str]:
         """Labels without which it cannot decide."""
         return frozenset({"loss"} if self.max_loss is not None else ()) | (
-            {"blind"} if self.blind != "label" else frozenset()
+            {name for name in ("blind", "critic") if getattr(self, name) != "label"}
         )
 
     def value(self, score: Score) -> float | None:
@@ -98,6 +111,10 @@ def label_fault(sample: Sample, policy: Policy) -> str | None:
         blind = sample.label("blind")
         if blind != 0:
             return "no_blind" if blind is None else "blind_answerable"
+    if policy.critic == "drop":
+        critic = sample.label("critic")
+        if critic != 0:
+            return "no_critic" if critic is None else "critic_fault"
     return None
 
 

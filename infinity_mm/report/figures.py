@@ -127,7 +127,7 @@ def _in_order(metrics: Mapping[str, float], found: Scan) -> list[str]:
 
 
 def _summary_tables(run: Run) -> Iterator[tuple[str, str, list[list[Any]]]]:
-    """What the wind tunnel's demo adds to its summary: figures against the truth."""
+    """What the summary of a finished run says, and the wind tunnel's demo adds: figures against the truth."""
     try:
         summary = json.loads(files.read(run.path("summary.json")))
     except FileNotFoundError:
@@ -144,8 +144,11 @@ def _summary_tables(run: Run) -> Iterator[tuple[str, str, list[list[Any]]]]:
             [["", "low", "expected", "high", "measured"], *lines],
         )
     for name, heading in (
+        ("diversity", "Diversity of the questions"),
+        ("choice_letters", "Right letters of multiple choice"),
         ("rewrites", "Rewrites against the truth"),
         ("student_accuracy", "Students on held-out scenes"),
     ):
-        if isinstance(summary.get(name), Mapping):
-            yield heading, "From summary.json.", [["", "value"], *([k, v] for k, v in summary[name].items())]
+        if isinstance(summary.get(name), Mapping) and summary[name]:
+            rows = [[str(key).replace("_", " "), value] for key, value in summary[name].items()]
+            yield heading, "From summary.json.", [["", "value"], *rows]

@@ -24,7 +24,7 @@ from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage.manifest import Entry, Manifest, entries, read_object
 from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth import cap_pass
+from infinity_mm.synth import outtake
 from infinity_mm.synth.journey_pass import PAIRS_FILE
 
 FATES = ("kept", "rewritten", "dropped", "quarantined")
@@ -43,6 +43,7 @@ _UNITS = {
     "ask": "questions",
     "distinct": "questions",
     "check": "questions",
+    "critic": "questions",
     "styles": "questions",
     "answer": "pairs",
     "blind": "pairs",
@@ -178,7 +179,7 @@ def scan(run: Run, config: ReportConfig) -> Scan:
         worst=Smallest(config.per_section),
     )
     reader = _Reader(
-        config.seed, config.per_section, config.text_chars, counts, sections, cap_pass.capped_ids(run)
+        config.seed, config.per_section, config.text_chars, counts, sections, outtake.taken_out(run)
     )
     for manifest in passes:
         for entry in entries(run.run_dir, manifest):
@@ -250,8 +251,8 @@ class _Reader:
     text_chars: int
     counts: Counts
     sections: Sections
-    capped: frozenset[str]
-    """Pairs that pass `cap` took out again."""
+    taken: Mapping[str, str]
+    """Pairs that a later pass took out again -> that pass."""
 
     def journeys(self, run: Run, entry: Entry) -> None:
         """Pairs and what was set aside, grouped by image."""
@@ -284,8 +285,8 @@ class _Reader:
         """(row, fate, why) of everything a unit committed besides what goes on."""
         if (pairs := entry.objects.get(f"file/{PAIRS_FILE}")) is not None:
             for row in read_jsonl(read_object(run.run_dir, pairs)):
-                if row["id"] in self.capped:
-                    yield row, "dropped", {"stage": cap_pass.NAME, "reason": cap_pass.REASON}
+                if (pass_name := self.taken.get(row["id"])) is not None:
+                    yield row, "dropped", {"stage": pass_name, "reason": outtake.REASONS[pass_name]}
                 else:
                     yield row, "rewritten" if row["sample"]["previous"] else "kept", {}
         for kind in ("dropped", "quarantined"):

@@ -503,13 +503,14 @@ def _settings(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
             "role": "tagger",
             "engine": {name: value for name, value in engine.items() if value is not None},
         }
-    role = "judge" if "judge" in (stage, step) else "scorer" if stage == "loss" else "teacher"
+    is_judge = stage == "critic" or "judge" in (stage, step)
+    role = "judge" if is_judge else "scorer" if stage == "loss" else "teacher"
     if stage == "blind":
         role = (config.get("blind") or {}).get("role", "teacher")
     engines = config.get("engines") or {}
     engine = engines.get(role) or engines.get("teacher") or {}
     return {
-        "stage": config.get(step or stage, {}),
+        "stage": config.get("choice" if step == "options" else step or stage, {}),
         "role": role,
         "engine": {name: value for name, value in engine.items() if value is not None},
     }

@@ -97,6 +97,10 @@ class Run:
         """Return the committed samples of one unit, in id order."""
         return self._shard(self._entry(pass_name, unit_id))
 
+    def num_samples(self, pass_name: str, unit_id: str) -> int:
+        """Return how many samples a unit committed, without reading them: a driver must not hold them."""
+        return self._entry(pass_name, unit_id).counts["out"]
+
     def read_file(self, pass_name: str, unit_id: str, name: str) -> bytes:
         """Return one of the `files` that a unit committed."""
         entry = self._entry(pass_name, unit_id)

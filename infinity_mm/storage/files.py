@@ -39,6 +39,8 @@ _S3_ATTEMPTS = 10
 """Tries of one request on a 5xx, a throttling answer or a broken connection, with pauses of botocore's `standard` mode
 (random, up to 1, 2, 4, ... 20 s): about a minute in all."""
 _CONFLICT_TRIES = 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""No space, no quota, a file larger than the system lets this process write."""
 _EXTRAS = {"s3": ("s3", "s3fs"), "s3a": ("s3", "s3fs"), "hf": ("publish", "huggingface_hub")}
 """Protocol -> (extra, package)."""
 _SPAN = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})\Z")
@@ -284,13 +286,29 @@ def _s3_code(error: BaseException) -> str:
 
 
 def _write_partial(path: str, data: bytes) -> str:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     partial = f"{path}.{secrets.token_hex(4)}{PARTIAL}"
-    with open(partial, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)  # on a full disk every byte counts
+        if error.errno in _FULL:
+            raise _disk_full(error, path) from error
+        raise
     return partial
+
+
+def _disk_full(error: OSError, path: str) -> UserError:
+    """The error for a disk that takes no more."""
+    return explain(
+        what=f"nothing more can be written: {error.strerror or error}",
+        where=path,
+        fix="make room, or raise the quota; the same command again goes on, and nothing that is on disk is lost",
+    )
 
 
 def _sync_folder(path: str) -> None:

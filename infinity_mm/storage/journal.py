@@ -59,6 +59,7 @@ class Journal:
                 where="Journal(worker=...)",
                 fix="use letters, digits, `_`, `.` and `-`",
             )
+        self.directory = directory
         self._store = _open_segments(directory)
         self._worker = worker
         self._segment: str | None = None

@@ -150,7 +150,8 @@ def read_entry(run_dir: str, pass_name: str, generation: str, unit: str) -> Entr
         raise explain(
             what=f"pass `{pass_name}` has no committed unit `{unit}`",
             where=url,
-            fix="run the same command again",
+            fix="run the same command again; where the entry was lost after the pass was committed, remove its "
+            "pass.json under manifest/ first",
         ) from error
 
 
@@ -262,7 +263,10 @@ def _pass_url(run_dir: str, pass_name: str) -> str:
 
 
 def _plain(data: bytes, where: str) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(data)
+    try:
+        plain: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise _damaged(where, f"is no JSON ({error})") from error
     if plain["schema_version"] != SCHEMA_VERSION:
         raise explain(
             what=f"schema version {plain['schema_version']}, this program reads version {SCHEMA_VERSION}",
@@ -276,5 +280,6 @@ def _damaged(url: str, how: str) -> ValueError:
     return explain(
         what=f"a committed file {how}",
         where=url,
-        fix="restore it from a backup, or remove its pass.json under manifest/ and its unit's entry, and run again",
+        fix="restore it from a backup; or remove its unit's entry and its pass.json under manifest/, and run again: "
+        "replies come from the journal",
     )

@@ -6,8 +6,9 @@ instruction type, two example questions --teacher--> question | dropped with a r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 from infinity_mm.dedup.text import normalise
@@ -15,6 +16,7 @@ from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
 from infinity_mm.record import Outcome, Sample
 from infinity_mm.synth.exchange import Exchange, Prompt, Rejected, drop, keep
+from infinity_mm.synth.grounding import GroundingConfig, mark_box
 from infinity_mm.synth.stage import Context
 
 _LABEL = re.compile(
@@ -72,9 +74,18 @@ class Ask:
     prompts = frozenset({"ask"})
     needs_probabilities = frozenset[str]()
 
-    def __init__(self, config: AskConfig, definitions: Mapping[str, str]) -> None:
-        """`definitions`: instruction type -> what it asks for, in a sentence."""
-        self._config = config
+    def __init__(
+        self,
+        config: AskConfig,
+        definitions: Mapping[str, str],
+        *,
+        boxed: Collection[str] = (),
+        regions: GroundingConfig | None = None,
+    ) -> None:
+        """`definitions`: instruction type -> what it asks for, in a sentence; `boxed`: types that ask about a box."""
+        self._boxed = frozenset(boxed)
+        self._regions = regions or GroundingConfig()
+        self.config = config
         self._definitions = definitions if config.describe_type else {}
         self._exchange = Exchange(
             stage=self.name,
@@ -86,18 +97,24 @@ class Ask:
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """One question per sample."""
-        return await self._exchange.run(samples, context, write=self._write, read=self._read)
+        return await self._exchange.run(
+            samples, context, write=self.write, read=partial(self.read, self.name)
+        )
 
-    def _write(self, sample: Sample) -> Prompt:
+    def write(self, sample: Sample) -> Prompt:
+        """The prompt for one sample."""
         assert sample.examples is not None, "see `reads`"
         first, second = sample.examples
         type_ = type_text(sample.instruction_type or "", self._definitions)
         return Prompt(name="ask", fields={"type": type_, "example_1": first, "example_2": second})
 
-    def _read(self, sample: Sample, reply: Reply) -> Outcome:
-        result = read_question(reply, examples=sample.examples or (), config=self._config)
+    def read(self, stage: str, sample: Sample, reply: Reply) -> Outcome:
+        """The sample with its question, or why there is none."""
+        result = read_question(reply, examples=sample.examples or (), config=self.config)
+        if sample.instruction_type in self._boxed and not isinstance(result, Rejected):
+            result = mark_box(result, sample.images[0], self._regions)
         if isinstance(result, Rejected):
-            return drop(replace(sample, question=reply.text), self.name, result.reason)
+            return drop(replace(sample, question=reply.text), stage, result.reason)
         return keep(replace(sample, question=result))
 
 

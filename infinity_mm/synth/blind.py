@@ -13,6 +13,8 @@ from infinity_mm.engines.base import Failure, Reply
 from infinity_mm.errors import explain
 from infinity_mm.quality.agreement import agrees
 from infinity_mm.record import Outcome, Sample
+from infinity_mm.synth.choice import STYLE as CHOICE
+from infinity_mm.synth.choice import letter_of
 from infinity_mm.synth.exchange import Exchange, Prompt, keep
 from infinity_mm.synth.stage import Context
 
@@ -63,7 +65,11 @@ def _write(sample: Sample) -> Prompt:
 
 def _read(sample: Sample, reply: Reply | Failure) -> Outcome:
     """A model that declines to guess, or guesses at length, has not found the answer."""
-    found = (
-        isinstance(reply, Reply) and reply.finish_reason == "stop" and agrees(reply.text, sample.answer or "")
-    )
+    found = isinstance(reply, Reply) and reply.finish_reason == "stop" and _found(sample, reply.text)
     return keep(sample.with_label("blind", float(found)))
+
+
+def _found(sample: Sample, guess: str) -> bool:
+    answer = sample.answer or ""
+    letter = letter_of(guess) if sample.style == CHOICE else None
+    return agrees(guess, answer) if letter is None else letter == letter_of(answer)

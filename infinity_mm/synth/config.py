@@ -19,6 +19,7 @@ from infinity_mm.synth.cap_pass import CapPass
 from infinity_mm.synth.dedup_pass import DedupConfig, DedupPass
 from infinity_mm.synth.journey_pass import JourneyPass
 from infinity_mm.synth.publish_pass import PublishConfig, PublishPass
+from infinity_mm.synth.repeats_pass import RepeatsPass
 from infinity_mm.synth.stages import JourneyConfig
 from infinity_mm.taxonomy.plan_pass import PlanConfig, PlanPass
 from infinity_mm.taxonomy.tag_pass import TagPass
@@ -97,6 +98,8 @@ class SynthConfig(JourneyConfig):
         """The second half, which a replay has too; see `JourneyPass` for what it says of itself."""
         judge, scorer = self.engines.judge, self.engines.scorer
         cap = [CapPass(max_blind_share=self.policy.max_blind_share)] if self.policy.blind == "cap" else []
+        counted = self.dedup.count_questions or self.policy.max_repeats is not None
+        repeats = [RepeatsPass(max_repeats=self.policy.max_repeats)] if counted else []
         return [
             JourneyPass(
                 config=self.journeys,
@@ -110,5 +113,6 @@ class SynthConfig(JourneyConfig):
             ),
             *cap,
             DedupPass(config=self.dedup, after=cap[0].name if cap else "journeys"),
-            PublishPass(config=self.publish),
+            *repeats,
+            PublishPass(config=self.publish, after=repeats[0].name if repeats else "dedup"),
         ]

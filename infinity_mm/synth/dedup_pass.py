@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from infinity_mm.config import to_plain
+from infinity_mm.data.regions import text_of
 from infinity_mm.dedup.images import near_pairs
 from infinity_mm.dedup.text import normalise, same_question
 from infinity_mm.errors import explain
-from infinity_mm.record import Emitted, Fate, Sample, canonical_json, digest, settle
+from infinity_mm.record import Emitted, Fate, Sample, digest, settle
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class DedupConfig:
 
     radius_bits: int = 4
     """Most bits in which the perceptual hashes of two images of the same picture differ, of 64."""
+    count_questions: bool = False
+    """Label every pair with how many times its question has been asked over the whole set (pass `repeats`). A limit,
+    `policy.max_repeats`, counts them too."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.radius_bits < 32:
@@ -53,8 +56,8 @@ class DedupPass:
     name: str = "dedup"
 
     def fingerprint(self) -> str:
-        """Configuration."""
-        return digest(self.name, self.after, canonical_json(to_plain(self.config)))
+        """What decides who is merged; whether questions are counted is the next pass's business."""
+        return digest(self.name, self.after, str(self.config.radius_bits))
 
     def units(self, run: Run) -> Sequence[Unit]:
         """One unit per unit before; who is merged into whom is decided here, over all of them."""
@@ -125,7 +128,7 @@ def find_repeats(samples: Iterable[Sample], config: DedupConfig) -> dict[str, st
 
 def pairs_of(sample: Sample) -> Counter[tuple[str, str]]:
     """The (user text, normalised answer) pairs of a conversation."""
-    texts = [turn.text for turn in sample.turns if turn.role != "system"]
+    texts = [text_of(turn.content) for turn in sample.turns if turn.role != "system"]
     return Counter((user, normalise(answer)) for user, answer in zip(texts[0::2], texts[1::2], strict=True))
 
 

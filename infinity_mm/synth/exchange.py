@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from infinity_mm.data.regions import parts_of
 from infinity_mm.engines.base import Engine, Failure, Reply, Request
 from infinity_mm.engines.json_reply import BadJson, parse_json_reply
 from infinity_mm.errors import UserError
@@ -214,7 +215,7 @@ class Exchange:
 def turns_for(sample: Sample, prompt: str, system: str) -> tuple[Turn, ...]:
     """The system prompt if there is one, then one user turn: the images first, which all calls about them share."""
     slots = tuple(ImageSlot(index) for index in range(len(sample.images)))
-    user = Turn("user", (*slots, Text(prompt)))
+    user = Turn("user", (*slots, *parts_of(prompt)))
     return (Turn("system", (Text(system),)), user) if system else (user,)
 
 

@@ -21,6 +21,7 @@ from infinity_mm.config import to_plain
 from infinity_mm.engines.allowance import with_allowance
 from infinity_mm.engines.base import Engine, EngineSpec
 from infinity_mm.engines.journaled import Journaled
+from infinity_mm.engines.openai import ENDPOINT_DOWN
 from infinity_mm.engines.simulate import SimulatedSpec
 from infinity_mm.errors import BudgetSpentError, explain
 from infinity_mm.prompts import PromptSet
@@ -48,7 +49,7 @@ _SWITCH_S = 0.0005
 """Shards are made and synced in threads beside the event loop, and with Python's own 5 ms every reply that comes
 meanwhile waits as long for its turn: 5 % of the throughput at 64 calls of 50 ms."""
 _FEW_FAILURES = 4
-"""So many failed calls stop no run, however small the shard."""
+"""So many failed calls stop no run, however small the shard, unless none may fail."""
 
 
 @final
@@ -91,7 +92,7 @@ class JourneyPass:
             return [Unit(id=unit, payload=unit) for unit in _plan_units(self, run)]
         units: list[Unit] = []
         for plan_unit in _plan_units(self, run):
-            num_images = len(run.unit_samples(self.after, plan_unit))
+            num_images = run.num_samples(self.after, plan_unit)
             for start in range(0, num_images, self.config.images_per_shard):
                 stop = min(start + self.config.images_per_shard, num_images)
                 payload = {"plan_unit": plan_unit, "start": start, "stop": stop}
@@ -248,10 +249,14 @@ def unit_result(given: Sequence[Sample], journeys: Sequence[Journey]) -> UnitRes
 
 
 def check_outages(metrics: Mapping[str, float], max_failed_share: float) -> None:
-    """Stop rather than set everything aside because a server was down; replies that came are in the journal."""
+    """Stop rather than set everything aside because a server was down; replies that came are in the journal.
+
+    A call that was never sent says nothing about its sample, so one is enough.
+    """
     num_calls = sum(value for key, value in metrics.items() if key.startswith("calls."))
     num_failed = metrics.get("outages", 0)
-    if num_failed > max(_FEW_FAILURES, max_failed_share * num_calls):
+    allowed = max(_FEW_FAILURES, max_failed_share * num_calls) if max_failed_share else 0
+    if num_failed > allowed or (metrics.get(f"outages.{ENDPOINT_DOWN}") and max_failed_share < 1):
         kinds = {key.partition(".")[2]: int(n) for key, n in metrics.items() if key.startswith("outages.")}
         raise explain(
             what=f"{num_failed:.0f} of {num_calls:.0f} calls of a shard failed, retries included: {kinds}",

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
+from infinity_mm.data.regions import parts_of
 from infinity_mm.engines.base import Failure, Likelihood, Scoring
 from infinity_mm.prompts import PromptSet
-from infinity_mm.record import Call, Outcome, Quarantined, Sample, Text, Turn
+from infinity_mm.record import Call, Outcome, Quarantined, Sample, Turn
 from infinity_mm.synth.answer import write_answer
 from infinity_mm.synth.exchange import keep, printable, prompt_label, turns_for
 from infinity_mm.synth.stage import Context
@@ -52,7 +53,7 @@ def scoring_of(sample: Sample, prompts: PromptSet) -> Scoring:
     """The answer as a student will meet it: after the image and the very prompt that was answered."""
     prompt = write_answer(sample)
     turns = turns_for(sample, prompts.render(prompt.name, **prompt.fields), prompts.system)
-    return Scoring(turns=(*turns, Turn("assistant", (Text(sample.answer or ""),))), images=sample.images)
+    return Scoring(turns=(*turns, Turn("assistant", parts_of(sample.answer or ""))), images=sample.images)
 
 
 def _with_call(

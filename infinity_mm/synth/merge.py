@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from infinity_mm.data.regions import parts_of
 from infinity_mm.dedup.text import normalise
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
-from infinity_mm.record import Call, ImageSlot, Merged, Outcome, Sample, Text, Turn
+from infinity_mm.record import Call, ImageSlot, Merged, Outcome, Sample, Turn
 from infinity_mm.synth.answer import write_answer
+from infinity_mm.synth.choice import stem
 from infinity_mm.synth.exchange import drop, keep
 from infinity_mm.synth.ids import conversation_id, is_source
 from infinity_mm.synth.stage import Context
@@ -69,7 +71,7 @@ class Merge:
                 continue
             if sample.decision not in (None, "keep"):  # there is no stage that would have rewritten it
                 outcomes.append(drop(sample, self.name, f"decided_{sample.decision}"))
-            elif normalise(sample.question or "") in known:
+            elif normalise(stem(sample)) in known:
                 outcomes.append(drop(sample, self.name, "asked_in_source"))
             else:
                 kept.append(sample)
@@ -92,7 +94,7 @@ def by_question(pairs: Sequence[Sample]) -> tuple[list[dict[str, Sample]], list[
     table: dict[str, dict[str, Sample]] = {}
     doubles: list[Sample] = []
     for pair in pairs:
-        row = table.setdefault(normalise(pair.question or ""), {})
+        row = table.setdefault(normalise(stem(pair)), {})
         if row.setdefault(pair.style or "", pair) is not pair:
             doubles.append(pair)
     return list(table.values()), doubles
@@ -124,8 +126,9 @@ def conversation(
     for pair in pairs:
         prompt = write_answer(pair)
         slots = () if turns else tuple(ImageSlot(index) for index in range(len(pair.images)))
-        turns.append(Turn("user", (*slots, Text(prompts.render(prompt.name, **prompt.fields)))))
-        turns.append(Turn("assistant", (Text(pair.answer or ""),)))
+        said = parts_of(prompts.render(prompt.name, **prompt.fields))
+        turns.append(Turn("user", (*slots, *said)))
+        turns.append(Turn("assistant", parts_of(pair.answer or "")))
     parts = [source, *pairs] if source else list(pairs)
     calls: dict[Call, None] = dict.fromkeys(call for pair in pairs for call in pair.calls)
     return Sample(

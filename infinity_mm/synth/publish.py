@@ -10,6 +10,7 @@ that was measured of it, so that anybody can draw another line through the data.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infinity_mm.data.regions import text_of
 from infinity_mm.engines.base import ImageReader
-from infinity_mm.errors import explain
-from infinity_mm.record import ImageRef, ImageSlot, Part, Sample, Text, canonical_json
+from infinity_mm.record import ImageRef, ImageSlot, Part, Sample, canonical_json
 from infinity_mm.synth.ids import num_source_turns
 
 ROW_GROUP_ROWS = 100
@@ -41,7 +42,7 @@ FEATURES: dict[str, object] = {
 }
 """Columns in the words of the datasets library; data that was made elsewhere has these."""
 _NUMBER = {"dtype": "float64", "_type": "Value"}
-LABELS = ("loss", "blind")
+LABELS = ("loss", "blind", "critic", "repeat")
 """Labels that have a column; null where nobody measured it."""
 _PAIR_FEATURES = {
     **dict.fromkeys(("id", "type", "style"), _TEXT),
@@ -100,10 +101,7 @@ def row(sample: Sample, pairs: Sequence[Sample], images: ImageReader) -> dict[st
     return {
         "id": sample.id,
         "images": [{"bytes": data, "path": file_name(image, data)} for image, data in read],
-        "messages": [
-            {"role": turn.role, "content": [_content(part, sample.id) for part in turn.content]}
-            for turn in sample.turns
-        ],
+        "messages": [{"role": turn.role, "content": _content(turn.content)} for turn in sample.turns],
         "source": _joined(image.source for image in sample.images),
         "licence": _joined(image.licence for image in sample.images),
         "provenance": canonical_json(provenance(sample, pairs)),
@@ -178,18 +176,15 @@ def image_ending(data: bytes) -> str:
     return next((ending for head, ending in _ENDINGS.items() if data.startswith(head)), "bin")
 
 
-def _content(part: Part, id_: str) -> dict[str, str | None]:
-    match part:
-        case Text(text=text):
-            return {"type": "text", "text": text}
-        case ImageSlot():
-            return {"type": "image", "text": None}
-        case _:
-            raise explain(
-                what=f"{id_} has a box or a point in its conversation, which this layout has no place for",
-                where="publish",
-                fix="write boxes as text for the model family that will be trained, before publishing",
-            )
+def _content(parts: Sequence[Part]) -> list[dict[str, str | None]]:
+    """Images, and the text between them; a box or point is in it as its marker."""
+    found: list[dict[str, str | None]] = []
+    for is_slot, some in itertools.groupby(parts, lambda part: isinstance(part, ImageSlot)):
+        if is_slot:
+            found += [{"type": "image", "text": None} for _ in some]
+        else:
+            found.append({"type": "text", "text": text_of(tuple(some))})
+    return found
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
 from infinity_mm.errors import explain
-from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, canonical_json, digest, settle
+from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample, canonical_json, digest, settle
 from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.synth.exchange import drop
 from infinity_mm.synth.ids import is_source
 from infinity_mm.synth.journey_pass import read_pairs, set_aside
 from infinity_mm.synth.publish import parquet_bytes, row
+from infinity_mm.synth.repeats_pass import NAME as REPEATS
+from infinity_mm.synth.repeats_pass import with_repeats
 from infinity_mm.vision.images import BadImage
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class PublishPass:
                 groups.append([])
                 num_rows = 0
             groups[-1].append(unit)
-            num_rows += len(run.unit_samples(self.after, unit))
+            num_rows += run.num_samples(self.after, unit)
         return [
             Unit(
                 id=f"{number:05d}",
@@ -105,7 +107,7 @@ class _PublishWorker:
     def _work(self, units: Sequence[str], file: str) -> UnitResult:
         samples = [sample for unit in units for sample in self._run.unit_samples(self._pass.after, unit)]
         samples.sort(key=lambda sample: sample.id)
-        pairs = {pair.id: pair for unit in units for pair in read_pairs(self._run, self._pass.journeys, unit)}
+        pairs = {pair.id: pair for unit in units for pair in self._pairs(unit)}
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
         for sample in samples:
@@ -134,6 +136,10 @@ class _PublishWorker:
             metrics={"rows": len(rows), "bytes": len(data)},
             files={file: data},
         )
+
+    def _pairs(self, unit: str) -> list[Sample]:
+        pairs = read_pairs(self._run, self._pass.journeys, unit)
+        return with_repeats(self._run, unit, pairs) if self._pass.after == REPEATS else pairs
 
 
 def refuse_simulated(run: Run) -> None:

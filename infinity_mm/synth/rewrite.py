@@ -16,6 +16,7 @@ from infinity_mm.errors import explain
 from infinity_mm.quality.policy import Policy, decide_score, label_fault
 from infinity_mm.quality.verify import VerifyConfig, rewrite_fault
 from infinity_mm.record import Dropped, Emitted, Outcome, Quarantined, Sample
+from infinity_mm.synth import choice, grounding
 from infinity_mm.synth.exchange import Exchange, Prompt, drop, keep, unreadable
 from infinity_mm.synth.judge import JudgeConfig, judge_exchange, judge_prompts, read_score, write_judge
 from infinity_mm.synth.stage import Context, Stage
@@ -63,13 +64,21 @@ class Rewrite:
         self._policy = policy
         self._judge = judge
         self._filters = filters
+        self._relabelled = {stage.name for stage in filters}
         self.roles = frozenset({"teacher", "judge"}).union(*(stage.roles for stage in filters))
         self.prompts = judge_prompts(judge).union({"rewrite"}, *(stage.prompts for stage in filters))
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """Two calls per rewritten answer and round, besides those of filters; samples that are kept cost none."""
         outcomes: dict[str, Outcome] = {s.id: keep(s) for s in samples if s.decision != "rewrite"}
-        waiting = [sample for sample in samples if sample.decision == "rewrite"]
+        waiting: list[Sample] = []
+        for sample in samples:
+            if sample.decision == "rewrite" and sample.style in grounding.STYLES:
+                outcomes[sample.id] = drop(
+                    sample, self.name, "region_not_repaired"
+                )  # there are no words to correct
+            elif sample.decision == "rewrite":
+                waiting.append(sample)
         for draw in range(self._config.max_rounds):
             for sample, outcome in zip(waiting, await self._round(waiting, context, draw), strict=True):
                 outcomes[sample.id] = outcome
@@ -98,11 +107,17 @@ class Rewrite:
             sample,
             answer=reply.text.strip(),
             score=None,
-            labels=(),
+            labels=tuple(label for label in sample.labels if label.name not in self._relabelled),
             decision=None,
             previous=(*sample.previous, (sample.answer or "", sample.score)),
         )
         fault = rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
+        if (
+            not fault
+            and sample.style == choice.STYLE
+            and not choice.is_option(sample.question or "", draft.answer or "")
+        ):
+            fault = "rewrite_not_an_option"
         return drop(draft, self.name, fault) if fault else keep(draft)
 
     def _compare(self, draft: Sample, reply: Reply) -> Outcome:

@@ -17,8 +17,11 @@ from infinity_mm.synth.answer import Answer, AnswerConfig
 from infinity_mm.synth.ask import Ask, AskConfig
 from infinity_mm.synth.blind import Blind, BlindConfig
 from infinity_mm.synth.check import Check, CheckConfig
+from infinity_mm.synth.choice import ChoiceConfig
+from infinity_mm.synth.critic import Critic, CriticConfig
 from infinity_mm.synth.decide import Decide
-from infinity_mm.synth.distinct import Distinct
+from infinity_mm.synth.distinct import Distinct, DistinctConfig
+from infinity_mm.synth.grounding import GroundingConfig
 from infinity_mm.synth.judge import Judge, JudgeConfig
 from infinity_mm.synth.loss import Loss
 from infinity_mm.synth.merge import Merge, MergeConfig
@@ -50,9 +53,13 @@ class JourneyConfig:
     )
     """In order; names from `STAGES`."""
     ask: AskConfig = field(default_factory=AskConfig)
+    distinct: DistinctConfig = field(default_factory=DistinctConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     styles: StylesConfig = field(default_factory=StylesConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+    choice: ChoiceConfig = field(default_factory=ChoiceConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
     blind: BlindConfig = field(default_factory=BlindConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     policy: Policy = field(default_factory=Policy)
@@ -64,7 +71,8 @@ class JourneyConfig:
     """Journeys a worker has under way at once."""
     max_failed_share: float = 0.25
     """Largest share of a shard's calls that may fail for reasons that pass (a server that is down or overloaded).
-    Above it the run stops instead of setting the shard aside; the same command goes on once the server is back."""
+    Above it the run stops instead of setting the shard aside; the same command goes on once the server is back. With
+    0 one failed call is enough. Calls that could not be sent, with no server up, stop the run unless this is 1."""
     journal: Literal["record", "replay", "simulate"] = "record"
     """`replay` asks no model: every reply must be in the run's journal. `simulate` makes replies up, to see the shape
     of a run: they are marked, and the publish pass lets none through."""
@@ -87,15 +95,14 @@ class JourneyConfig:
 
 
 STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
-    "ask": lambda config, tree: Ask(
-        config.ask, {path: leaf.definition for path, leaf in tree.leaves.items()}
-    ),
-    "distinct": lambda config, tree: Distinct(),
+    "ask": lambda config, tree: _ask(config, tree),
+    "distinct": lambda config, tree: Distinct(config.distinct, _ask(config, tree)),
     "check": lambda config, tree: Check(config.check),
+    "critic": lambda config, tree: Critic(config.critic, config.policy, _definitions(tree)),
     "styles": lambda config, tree: Styles(
         config.styles, {path: leaf.styles for path, leaf in tree.leaves.items()}
     ),
-    "answer": lambda config, tree: Answer(config.answer),
+    "answer": lambda config, tree: Answer(config.answer, config.choice, config.grounding),
     "blind": lambda config, tree: Blind(config.blind),
     "loss": lambda config, tree: Loss(),
     "judge": lambda config, tree: Judge(config.judge),
@@ -114,6 +121,15 @@ FILTERS = ("blind", "loss")
 """Stages that label answers, and label them anew when they are rewritten."""
 
 
+def _ask(config: JourneyConfig, tree: Tree) -> Ask:
+    boxed = [path for path, leaf in tree.leaves.items() if leaf.asks_about_a_box]
+    return Ask(config.ask, _definitions(tree), boxed=boxed, regions=config.grounding)
+
+
+def _definitions(tree: Tree) -> dict[str, str]:
+    return {path: leaf.definition for path, leaf in tree.leaves.items()}
+
+
 def _check_labels(names: Sequence[str], policy: Policy) -> None:
     """Refuse a policy on labels that nobody measures, or only after the decision."""
     before = names[: names.index("decide")] if "decide" in names else names
@@ -121,7 +137,7 @@ def _check_labels(names: Sequence[str], policy: Policy) -> None:
         raise explain(
             what=f"the policy drops by the label `{label}`, and no stage measures it before the decision",
             where="policy, stages (configuration)",
-            fix=f"put `{label}` between `answer` and `decide`, or let the policy only label",
+            fix=f"put `{label}` before `decide`, or let the policy only label",
         )
 
 

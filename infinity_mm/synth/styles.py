@@ -1,6 +1,6 @@
 """Styles: one child per answer style for every question; the calls come in the next stage.
 
-question --expand--> question in style short, brief, detailed   (those that suit its type)
+question --expand--> question in style short, brief, detailed, choice   (those that suit its type)
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import final
 
 from infinity_mm.errors import explain
 from infinity_mm.record import Outcome, Sample
-from infinity_mm.synth.exchange import drop, keep
+from infinity_mm.synth.choice import STYLE as CHOICE
+from infinity_mm.synth.exchange import REPAIR, drop, keep
 from infinity_mm.synth.ids import answer_id
 from infinity_mm.synth.stage import Context
 
@@ -21,7 +22,7 @@ class StylesConfig:
     """In which styles every question is answered."""
 
     names: tuple[str, ...] = ("short", "brief", "detailed")
-    """Each has a prompt `answer_<name>` and becomes part of the sample's id."""
+    """Each has a prompt `answer_<name>` and becomes part of the sample's id. `choice` is multiple choice."""
     suit_the_type: bool = True
     """Leave out styles that the instruction tree does not list for the question's type."""
 
@@ -48,7 +49,8 @@ class Styles:
         """`suitable`: instruction type -> its styles; a type that is not in it may be answered in all."""
         self._names = config.names
         self._suitable = suitable if config.suit_the_type else {}
-        self.prompts = frozenset(f"answer_{name}" for name in config.names)
+        for_choice = ("answer_short", "options", REPAIR) if CHOICE in config.names else ()
+        self.prompts = frozenset((*(f"answer_{name}" for name in config.names), *for_choice))
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """Children in the order of the configuration."""

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from infinity_mm.quality.diversity import Diversity, Gauge
 from infinity_mm.runtime.ledger import fate_counts
 from infinity_mm.runtime.run import Run
 from infinity_mm.storage.manifest import Manifest, entries
-from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.cap_pass import capped_ids
-from infinity_mm.synth.journey_pass import PAIRS_FILE
+from infinity_mm.synth.choice import STYLE as CHOICE
+from infinity_mm.synth.choice import letter_of, stem
+from infinity_mm.synth.journey_pass import read_pairs
+from infinity_mm.synth.outtake import taken_out
 
 Reasons = dict[str, dict[str, int]]
 """Stage -> reason -> number."""
@@ -52,10 +54,14 @@ class Summary:
     """Of those, with a rewritten answer."""
     conversations: int
     """Published rows."""
-    pairs_capped: int
-    """Pairs taken out of conversations again, because their type had too many that need no image."""
+    pairs_taken_out: dict[str, int]
+    """Pass -> pairs it took out of conversations again: `cap`, `repeats`."""
     types_covered: dict[str, int]
     """Instruction type -> kept pairs."""
+    choice_letters: dict[str, int]
+    """Letter -> kept pairs of style `choice` whose right option it marks."""
+    diversity: Diversity
+    """Of the questions of the kept pairs."""
     published: list[str]
     """Files of the data set."""
     wall_s: float
@@ -73,14 +79,23 @@ def summarise(
     fates, dropped, quarantined = _fates(manifests, stages)
     metrics = manifests["journeys"].metrics
     types: Counter[str] = Counter()
+    letters: Counter[str] = Counter()
+    gauge = Gauge()
     num_rewritten = 0
-    capped = capped_ids(run)
+    taken = taken_out(run)
     for unit in manifests["journeys"].units:
-        for line in read_jsonl(run.read_file("journeys", unit, PAIRS_FILE)):
-            if line["id"] in capped:
+        counted: set[str] = set()
+        for sample in read_pairs(run, "journeys", unit):
+            if sample.id in taken:
                 continue
-            types[line["sample"]["instruction_type"]] += 1
-            num_rewritten += bool(line["sample"]["previous"])
+            types[sample.instruction_type or ""] += 1
+            num_rewritten += bool(sample.previous)
+            if sample.style == CHOICE:
+                letters[letter_of(sample.answer or "") or "none"] += 1
+            question = sample.parents[0]
+            if question not in counted:
+                counted.add(question)
+                gauge.add(question, sample.instruction_type or "", stem(sample))
     return Summary(
         name=name,
         run_dir=run.run_dir,
@@ -99,9 +114,11 @@ def summarise(
         questions_planned=int(manifests["plan"].metrics["questions_planned"]),
         pairs_kept=types.total(),
         pairs_rewritten=num_rewritten,
-        pairs_capped=len(capped),
+        pairs_taken_out=dict(sorted(Counter(taken.values()).items())),
         conversations=manifests["publish"].totals["out"],
         types_covered=dict(sorted(types.items())),
+        choice_letters=dict(sorted(letters.items())),
+        diversity=gauge.read(),
         published=_published(run, manifests["publish"]),
         wall_s=round(wall_s, 3),
         phase_s={pass_name: round(seconds, 3) for pass_name, seconds in phase_s.items()},
@@ -122,7 +139,7 @@ def _fates(
     manifests: Mapping[str, Manifest], stages: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, int]], Reasons, Reasons]:
     """Fates, drops and quarantines by stage; stages of the journey in their order, between the other passes."""
-    order = ["read", "unique", "tag", "plan", "spread", *stages, "cap", "dedup", "publish"]
+    order = ["read", "unique", "tag", "plan", "spread", *stages, "cap", "dedup", "repeats", "publish"]
     fates: dict[str, dict[str, int]] = {stage: {} for stage in order}
     dropped: Reasons = defaultdict(dict)
     quarantined: Reasons = defaultdict(dict)

@@ -16,8 +16,9 @@ from infinity_mm.errors import explain
 from infinity_mm.record import digest
 from infinity_mm.taxonomy.tree_checks import check_leaves, normal_name
 
-Style = Literal["short", "brief", "detailed", "choice"]
-"""How an answer is worded: a word or phrase, a short reason first, a full explanation first, one of several options."""
+Style = Literal["short", "brief", "detailed", "choice", "box", "point"]
+"""How an answer is worded: a word or phrase, a short reason first, a full explanation first, one of several options, a
+box, a point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class InstructionType:
     """Whether it suits every image, whatever its tags, and even one without any."""
     sensitive: bool = False
     """Whether it concerns what a person may not want concluded from a picture; off until it is asked for."""
+    asks_about_a_box: bool = False
+    """Whether the question names what it is about by a box, which is checked and kept as one."""
     share: float = 1.0
     """Weight of its quota; `plan.shares` multiplies it."""
 
@@ -65,7 +68,7 @@ class Tree:
 
     @classmethod
     def load(cls, name: str) -> Tree:
-        """Read a shipped tree (`windtunnel`, `default`, `any_picture`) or the YAML file at a path."""
+        """Read a shipped tree (`windtunnel`, `default`, `grounding`, `any_picture`) or the YAML file at a path."""
         from infinity_mm.taxonomy.tree_file import read_tree
 
         return read_tree(name)

@@ -59,7 +59,7 @@ def _content(leaves: Mapping[str, InstructionType]) -> Iterator[Fault]:
         if not leaf.styles:
             yield (
                 f"`{path}` allows no answer style",
-                "give at least one of short, brief, detailed, choice",
+                "give at least one of short, brief, detailed, choice, box, point",
             )
         if len(set(leaf.examples)) < 2 or not all(example.strip() for example in leaf.examples):
             yield f"`{path}` needs two different examples", "write two questions of the type"

@@ -19,7 +19,7 @@ from infinity_mm.errors import explain
 from infinity_mm.taxonomy.tree import InstructionType, Tree
 
 _FOLDER = Path(__file__).parent / "trees"
-SHIPPED = ("windtunnel", "default", "any_picture")
+SHIPPED = ("windtunnel", "default", "grounding", "any_picture")
 
 
 @dataclass(frozen=True, kw_only=True)

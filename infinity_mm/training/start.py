@@ -5,6 +5,7 @@ data[] --build_source--> Mixture --texts--> tokenizer (from scratch only) --> mo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,8 +35,11 @@ from infinity_mm.training.config import DataConfig, LoraConfig, StartConfig, sou
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
     """accelerate keeps its state for the life of the process; a second run in one process starts afresh.
 
-    It is never told of DeepSpeed, see zero3.py.
+    It is never told of DeepSpeed, see zero3.py. But it imports it, where that is installed, to save a model; and
+    DeepSpeed, if it has to find out by itself that there is no GPU, says so on standard output, which may be JSON.
     """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     AcceleratorState._reset_state()
     GradientState._reset_state()
     with patch_environment(accelerate_use_deepspeed="false"):

@@ -16,8 +16,8 @@ from infinity_mm.record import Sample
 from infinity_mm.runtime.run import Run
 from infinity_mm.sources.read_pass import TRUTH_FILE
 from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.cap_pass import REASON, capped_ids
 from infinity_mm.synth.journey_pass import read_pairs
+from infinity_mm.synth.outtake import REASONS, taken_out
 from infinity_mm.windtunnel import truth
 from infinity_mm.windtunnel.scene import Scene
 
@@ -63,11 +63,12 @@ def graded_pairs(run: Run) -> list[GradedPair]:
 def _pairs(run: Run) -> Iterator[tuple[Sample, str]]:
     manifest = run.manifest("journeys")
     assert manifest is not None, "the run has not finished its journeys"
-    capped = capped_ids(run)
+    taken = taken_out(run)
     for unit in manifest.units:
         for sample in read_pairs(run, "journeys", unit):
             kept = "rewritten" if sample.previous else "kept"
-            yield sample, f"cap: {REASON}" if sample.id in capped else kept
+            out = taken.get(sample.id)
+            yield sample, f"{out}: {REASONS[out]}" if out else kept
     for row in run.dropped("journeys"):
         if row["stage"] in ("decide", "rewrite"):
             sample = Sample.from_json(json.dumps(row["sample"]))

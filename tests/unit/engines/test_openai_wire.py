@@ -78,8 +78,7 @@ def test_a_conversation_keeps_its_turns_and_parts_in_order() -> None:
             "content": [
                 {"type": "image_url", "image_url": {"url": "uri1"}},
                 {"type": "image_url", "image_url": {"url": "uri0"}},
-                {"type": "text", "text": "at "},
-                {"type": "text", "text": "[500, 250]"},
+                {"type": "text", "text": "at [500, 250]"},
             ],
         },
         {"role": "assistant", "content": "a circle"},

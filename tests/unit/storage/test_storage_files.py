@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from infinity_mm.errors import UserError
 from infinity_mm.storage import files
 
 
@@ -78,6 +79,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
         raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="nothing more can be written: disk full"):
         files.write(url, b"new")
     assert files.read(url) == b"old"
+    assert os.listdir(tmp_path) == ["file"]

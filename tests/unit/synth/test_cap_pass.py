@@ -23,10 +23,11 @@ from infinity_mm.record import Call, ImageSlot, Text, Turn
 from infinity_mm.runtime.local import LocalExecutor
 from infinity_mm.runtime.run import Run
 from infinity_mm.runtime.runner import run_passes
-from infinity_mm.synth.cap_pass import CapPass, capped_ids, over_cap, without
+from infinity_mm.synth.cap_pass import CapPass, over_cap
 from infinity_mm.synth.dedup_pass import DedupPass
 from infinity_mm.synth.journey_pass import JourneyPass, read_pairs
 from infinity_mm.synth.merge import conversation
+from infinity_mm.synth.outtake import taken_out, without
 from infinity_mm.synth.publish_pass import PublishPass
 
 PAIRS = [
@@ -129,9 +130,9 @@ def test_a_run_publishes_no_larger_share_than_the_policy_allows(tmp_path: Path, 
     num_seeing = len(pairs) - len(blind)
     assert min(len(blind), num_seeing) > 4, "the run must have some of both for this to mean anything"
     num_stay = int(share / (1 - share) * num_seeing)
-    assert sorted(capped_ids(run)) == blind[num_stay:]
+    assert sorted(taken_out(run)) == blind[num_stay:]
     kept = {id_ for sample in run.samples("publish") for id_ in sample.parents}
-    assert kept == {pair.id for pair in pairs} - capped_ids(run)
+    assert kept == {pair.id for pair in pairs} - set(taken_out(run))
     for data in published(run).values():
         for row in pq.read_table(io.BytesIO(data)).to_pylist():
             assert (

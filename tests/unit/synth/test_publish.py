@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from synth_fakes import NANO, seen
 
-from infinity_mm.errors import UserError
-from infinity_mm.record import Call, ImageRef, Region, Sample, Score, Turn
+from infinity_mm.record import Call, ImageRef, ImageSlot, Region, Sample, Score, Text, Turn
 from infinity_mm.synth.merge import conversation
 from infinity_mm.synth.publish import ROW_GROUP_ROWS, parquet_bytes, row
 
@@ -64,13 +63,13 @@ def test_provenance_names_every_pair_and_no_path_of_this_machine() -> None:
 
 
 def test_every_pair_has_its_score_and_labels_as_columns() -> None:
-    labelled = PAIRS[0].with_label("loss", 0.75).with_label("blind", 1.0)
+    labelled = PAIRS[0].with_label("loss", 0.75).with_label("blind", 1.0).with_label("repeat", 3.0)
     data = parquet_bytes([row(TALK, [labelled, PAIRS[1]], OneImage(picture()))])
     (pairs,) = pq.read_table(io.BytesIO(data))["pairs"].to_pylist()
     common = {"type": "x/y/z", "style": "short", "score": 8.5}
     assert pairs == [
-        {"id": "a.q0.short", **common, "loss": 0.75, "blind": 1.0},
-        {"id": "a.q1.short", **common, "loss": None, "blind": None},
+        {"id": "a.q0.short", **common, "loss": 0.75, "blind": 1.0, "critic": None, "repeat": 3.0},
+        {"id": "a.q1.short", **common, "loss": None, "blind": None, "critic": None, "repeat": None},
     ]
 
 
@@ -84,10 +83,15 @@ def test_row_groups_are_small() -> None:
     assert sizes == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, 50]
 
 
-def test_a_box_is_refused_because_there_is_no_place_for_it() -> None:
-    boxed = Sample(id="a", images=TALK.images, turns=(Turn("user", (Region(0, (0.0, 0.0, 1.0, 1.0)),)),))
-    with pytest.raises(UserError, match="has a box or a point"):
-        row(boxed, [], OneImage(picture()))
+def test_a_box_stands_in_the_text_as_its_marker() -> None:
+    said = (ImageSlot(0), Text("What is in "), Region(0, (0.0, 0.25, 1.0, 0.5)), Text("?"))
+    boxed = Sample(id="a", images=TALK.images, turns=(Turn("user", said),))
+    (message,) = row(boxed, [], OneImage(picture()))["messages"]
+    marker = "<|region 0 0.000000 0.250000 1.000000 0.500000|>"
+    assert message["content"] == [
+        {"type": "image", "text": None},
+        {"type": "text", "text": f"What is in {marker}?"},
+    ]
 
 
 def test_the_datasets_library_gives_decoded_images_and_plain_messages(

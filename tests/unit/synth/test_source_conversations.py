@@ -12,10 +12,10 @@ from infinity_mm.engines.base import Reply, Request
 from infinity_mm.errors import UserError
 from infinity_mm.record import ImageSlot, Sample, Text, Turn
 from infinity_mm.synth.ask import AskConfig
-from infinity_mm.synth.cap_pass import without
 from infinity_mm.synth.dedup_pass import pairs_of
 from infinity_mm.synth.journey import Journey, travel
 from infinity_mm.synth.merge import conversation
+from infinity_mm.synth.outtake import without
 from infinity_mm.synth.publish import provenance
 from infinity_mm.synth.stage import check_engines
 from infinity_mm.synth.stages import JourneyConfig, build_stages

@@ -104,6 +104,7 @@ def test_every_shipped_configuration_loads_builds_and_comes_back_equal(file: Pat
         "plan",
         "journeys",
         "dedup",
+        *(["repeats"] if loaded.dedup.count_questions else []),
         "publish",
     ]
 
@@ -155,8 +156,8 @@ def test_a_run_with_filters_drops_what_the_policy_says_and_accounts_for_it(
     num_questions = summary.fates["styles"]["expanded"]
     assert summary.calls_from_journal == num_pairs - num_questions, "one guess a question"
     assert set(summary.dropped["decide"]) == {"loss_high"}
-    assert 0 < summary.pairs_capped < summary.fates["merge"]["merged"]
-    assert summary.pairs_kept == summary.fates["merge"]["merged"] - summary.pairs_capped
+    assert 0 < summary.pairs_taken_out["cap"] < summary.fates["merge"]["merged"]
+    assert summary.pairs_kept == summary.fates["merge"]["merged"] - summary.pairs_taken_out["cap"]
     assert summary.pairs_kept == sum(summary.types_covered.values())
     rows = [row for file in summary.published for row in pq.read_table(file).to_pylist()]
     pairs = [pair for row in rows for pair in row["pairs"]]
