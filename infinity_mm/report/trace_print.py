@@ -159,7 +159,7 @@ def _judgement(judgement: Mapping[str, Any] | str, console: Console) -> None:
         _line(console, name, step["answer"] or "")
         _line(console, "", step.get("policy", "the policy is not recorded"))
         if step["score"]:
-            known = {k: v for k, v in step["score"].items() if v not in (None, (), [])}
+            known = {k: v for k, v in step["score"].items() if v not in (None, "", (), [])}
             _line(console, "", ", ".join(f"{name} {value}" for name, value in known.items()))
     if judgement["labels"]:
         _line(console, "labels", ", ".join(f"{name} {v:.3g}" for name, v in judgement["labels"].items()))

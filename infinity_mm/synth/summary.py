@@ -139,7 +139,8 @@ def _fates(
     manifests: Mapping[str, Manifest], stages: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, int]], Reasons, Reasons]:
     """Fates, drops and quarantines by stage; stages of the journey in their order, between the other passes."""
-    order = ["read", "unique", "tag", "plan", "spread", *stages, "cap", "dedup", "repeats", "publish"]
+    after = (name for name in ("cap", "dedup", "repeats", "publish") if name in manifests)
+    order = ["read", "unique", "tag", "plan", "spread", *stages, *after]
     fates: dict[str, dict[str, int]] = {stage: {} for stage in order}
     dropped: Reasons = defaultdict(dict)
     quarantined: Reasons = defaultdict(dict)
