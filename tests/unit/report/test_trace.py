@@ -15,9 +15,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from infinity_mm.cli import app
+from infinity_mm.engines.openai import UNPINNED
 from infinity_mm.errors import UserError
 from infinity_mm.prompts import PromptSet
-from infinity_mm.report.trace import NOT_RECORDED, _revision, trace_image, trace_sample
+from infinity_mm.report.lookup import NOT_RECORDED
+from infinity_mm.report.trace import trace_image, trace_sample
+from infinity_mm.report.trace_calls import revision_of, settings_of
 from infinity_mm.report.trace_print import print_image, print_sample, told
 from infinity_mm.runtime.ledger import Line
 from infinity_mm.runtime.run import Run
@@ -109,11 +112,37 @@ def test_a_published_conversation_tells_of_each_pair_its_type_calls_scores_and_r
     assert rewritten
 
 
-def test_what_pins_the_weights_is_a_revision_or_a_hash_or_nothing() -> None:
-    assert _revision("openai: m@abc", {"revision": "abc"}) == "abc"
+def test_what_pins_the_weights_is_the_recorded_revision_or_hash_or_nothing() -> None:
+    assert revision_of('openai: m@abc, {"detail": "high"}') == "abc"
+    assert revision_of(f"openai: m@{UNPINNED}, {{}}") == "unpinned"
     weights = "0123456789abcdef" * 2
-    assert _revision(f"transformers: {weights}, float32", {}) == f"weights {weights}"
-    assert _revision("openai: m@None", {}) == "unpinned"
+    assert revision_of(f"transformers: {weights}, float32") == f"weights {weights}"
+    assert revision_of("scripted@1") == "unpinned"
+
+
+@pytest.mark.parametrize(
+    ("label", "role", "section"),
+    [
+        ("ask", "teacher", "ask"),
+        ("distinct", "teacher", "ask"),
+        ("critic.repair", "judge", "critic"),
+        ("answer.options", "teacher", "choice"),
+        ("answer.options.repair", "teacher", "choice"),
+        ("judge.repair", "judge", "judge"),
+        ("rewrite", "teacher", "rewrite"),
+        ("rewrite.judge.repair", "judge", "judge"),
+        ("blind", "judge", "blind"),
+    ],
+)
+def test_a_call_is_told_with_the_engine_and_settings_that_it_was_made_with(
+    label: str, role: str, section: str
+) -> None:
+    names = ("ask", "critic", "choice", "judge", "rewrite")
+    config = {name: {"of": name} for name in names} | {"blind": {"of": "blind", "role": "judge"}}
+    config["engines"] = {"teacher": {"model": "t"}, "judge": {"model": "j", "revision": None}}
+    found = settings_of(label, config)
+    assert (found["role"], found["stage"]["of"]) == (role, section)
+    assert found["engine"] == {"model": role[0]}
 
 
 def test_a_prompt_that_has_changed_since_is_said_to_be_unknown(
