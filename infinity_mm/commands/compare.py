@@ -20,7 +20,7 @@ def compare(
 ) -> None:
     """Compare what two runs kept of the same images, in a table and on a page with the pairs of each picture."""
     from infinity_mm.report.compare import compare as compare_runs
-    from infinity_mm.report.compare_page import render_comparison, tables_of
+    from infinity_mm.report.compare_page import render_comparison, simulated_note, tables_of
     from infinity_mm.runtime.run import Run
     from infinity_mm.storage import files
 
@@ -32,16 +32,21 @@ def compare(
     if as_json:
         plain = {"page": path, "images": len(found.common), "only_a": found.only_a, "only_b": found.only_b}
         plain |= {"figures": [asdict(one) for one in found.figures], "ends": found.ends, "types": found.types}
+        plain |= {"settings": found.settings, "simulated": found.simulated}
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
     for heading, _, (head, *rows) in tables_of(found, names):
+        if not rows:
+            continue
         shown = Table(title=heading)
         for place, column in enumerate(head):
             shown.add_column(column, justify="right" if place else "left")
         for row in rows:
             shown.add_row(*(f"{cell:,}" if isinstance(cell, int | float) else cell for cell in row))
         console.print(shown)
+    if note := simulated_note(found, names):
+        console.print(note, markup=False, soft_wrap=True)
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 

@@ -216,7 +216,9 @@ def test_a_call_is_told_with_the_engine_and_settings_that_it_was_made_with(
     label: str, role: str, section: str
 ) -> None:
     names = ("ask", "critic", "choice", "judge", "rewrite")
-    config = {name: {"of": name} for name in names} | {"blind": {"of": "blind", "role": "judge"}}
+    config: dict[str, Any] = {name: {"of": name} for name in names} | {
+        "blind": {"of": "blind", "role": "judge"}
+    }
     config["engines"] = {"teacher": {"model": "t"}, "judge": {"model": "j", "revision": None}}
     found = settings_of(label, config)
     assert (found["role"], found["stage"]["of"]) == (role, section)
