@@ -84,7 +84,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name, (teacher, num_images, more) in POLICIES.items():
             kind = "{kind: bilingual, model: same}" if teacher == "same" else f"{{kind: {teacher}}}"
             source = f"read.sources=[{{kind: windtunnel, num_images: {num_images}, world_seed: 1}}]"
-            base = [f"run_dir={home / name}", f"engines={{teacher: {kind}}}", source]
+            base = [
+                f"run_dir={home / name}",
+                "plan.num_seed_scenes=5",
+                f"engines={{teacher: {kind}}}",
+                source,
+            ]
             run_synthesis(load_config(SynthConfig, TINY, [*base, *more]))
     return {name: str(home / name) for name in POLICIES}
 
