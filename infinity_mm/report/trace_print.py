@@ -255,8 +255,8 @@ def _line(console: Console, name: str, value: Any) -> None:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """`temperature 0.7, max_new_tokens 48`; what is not set is left out, a mapping stands in braces."""
-    return ", ".join(f"{name} {_value(value)}" for name, value in settings.items() if value is not None)
+    """`temperature=0.7, max_new_tokens=48`; what is not set is left out, a mapping stands in braces."""
+    return ", ".join(f"{name}={_value(value)}" for name, value in settings.items() if value is not None)
 
 
 def _value(value: Any) -> str:
