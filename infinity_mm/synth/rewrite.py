@@ -82,10 +82,9 @@ class Rewrite:
         for draw in range(self._config.max_rounds):
             tried = await self._round(waiting, context, draw)
             outcomes |= {sample.id: outcome for sample, outcome in zip(waiting, tried, strict=True)}
+            # The calls of a round in vain are provenance too.
             waiting = [
-                replace(
-                    sample, calls=outcome.sample.calls
-                )  # the calls of a round in vain are its provenance too
+                replace(sample, calls=outcome.sample.calls)
                 for sample, outcome in zip(waiting, tried, strict=True)
                 if isinstance(outcome, Dropped) and outcome.sample is not None
             ]
