@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,17 +9,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infinity_mm.commands.shared import JsonFlag, print_json
+
 
 def compare(
     run_a: Annotated[str, typer.Argument(help="A run directory: a path or a URL.")],
     run_b: Annotated[str, typer.Argument(help="Another one, on the same images.")],
     out: Annotated[str | None, typer.Option(help="The page to write; default: below RUN_B/report.")] = None,
     images: Annotated[int, typer.Option(help="Images on the page.", min=1)] = 40,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Compare what two runs kept of the same images, in a table and on a page with the pairs of each picture."""
     from infinity_mm.report.compare import compare as compare_runs
-    from infinity_mm.report.compare_page import render_comparison, tables_of
+    from infinity_mm.report.compare_page import render_comparison, simulated_note, tables_of
     from infinity_mm.runtime.run import Run
     from infinity_mm.storage import files
 
@@ -32,16 +33,21 @@ def compare(
     if as_json:
         plain = {"page": path, "images": len(found.common), "only_a": found.only_a, "only_b": found.only_b}
         plain |= {"figures": [asdict(one) for one in found.figures], "ends": found.ends, "types": found.types}
-        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        plain |= {"settings": found.settings, "simulated": found.simulated}
+        print_json(plain)
         return
     console = Console(highlight=False)
     for heading, _, (head, *rows) in tables_of(found, names):
+        if not rows:
+            continue
         shown = Table(title=heading)
         for place, column in enumerate(head):
             shown.add_column(column, justify="right" if place else "left")
         for row in rows:
             shown.add_row(*(f"{cell:,}" if isinstance(cell, int | float) else cell for cell in row))
         console.print(shown)
+    if note := simulated_note(found, names):
+        console.print(note, markup=False, soft_wrap=True)
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from infinity_mm.commands.shared import JsonFlag, print_json
 
 
 def replay(
@@ -24,7 +25,7 @@ def replay(
     out: Annotated[
         str | None, typer.Option(help="Run directory of the replay; default: below RUN/replays.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Run again only what was set aside or dropped for a reason, each sample from the stage where it ended.
 
@@ -38,7 +39,7 @@ def replay(
     with show_progress() as on_event:
         found = run_replay(aside, overrides=overrides or [], out=out, on_event=on_event)
     if as_json:
-        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        print_json(asdict(found))
         return
     console = Console(highlight=False)
     console.print(

@@ -11,40 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from infinity_mm.dedup.text import normalise
 from infinity_mm.errors import explain
-from infinity_mm.record import ImageRef, Sample, canonical_json
+from infinity_mm.record import canonical_json
+from infinity_mm.report.lookup import config_of
+from infinity_mm.report.works import Shown, Work, read_run
 from infinity_mm.runtime.run import Run
-from infinity_mm.storage.shards import read_jsonl
-from infinity_mm.synth.ids import image_id, is_source
-from infinity_mm.synth.journey_pass import PAIRS_FILE
 
 _RESAMPLES = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One question or pair with its end, for the page."""
-
-    question: str
-    answer: str
-    type: str
-    style: str
-    score: float | None
-    end: str
-    """`kept`, or stage and reason."""
-
-
-@dataclass(kw_only=True)
-class Work:
-    """What a run made of one image."""
-
-    image: ImageRef
-    kept: list[Shown] = field(default_factory=list)
-    ended: list[Shown] = field(default_factory=list)
+_NAMES = ("name", "run_dir", "executor")
+"""Keys that every run has of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +53,10 @@ class Comparison:
     """`stage: reason` -> questions and pairs of A, of B."""
     types: dict[str, tuple[int, int]]
     """Instruction type -> kept pairs of A, of B."""
+    settings: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Key of the configuration -> its value in A, in B, where they differ."""
+    simulated: tuple[bool, bool] = (False, False)
+    """Whether A, B were made up by a simulated run: the shape of a run can be compared, its words cannot."""
 
 
 def compare(run_a: str, run_b: str) -> Comparison:
@@ -94,48 +78,25 @@ def compare(run_a: str, run_b: str) -> Comparison:
         figures=tuple(_figures(*sides)),
         ends=_both(*(Counter(one.end for work in side for one in work.ended) for side in sides)),
         types=_both(*(Counter(one.type for work in side for one in work.kept) for side in sides)),
+        settings=_settings(run_a, run_b),
+        simulated=(any(work.is_simulated for work in sides[0]), any(work.is_simulated for work in sides[1])),
     )
 
 
-def read_run(run_dir: str) -> dict[str, Work]:
-    """Image hash -> its work, from the committed journeys."""
-    run = Run(run_dir)
-    committed = run.manifest("journeys")
-    if committed is None:
-        raise explain(
-            what="the journeys of this run are not committed",
-            where=run_dir,
-            fix="finish the run first: run its command again",
-        )
-    works: dict[str, Work] = {}
-    for sample, end in _ends(run, committed.units):
-        work = works.setdefault(sample.images[0].sha256, Work(image=sample.images[0]))
-        (work.kept if end == "kept" else work.ended).append(_shown(sample, end))
-    return works
+def _settings(run_a: str, run_b: str) -> dict[str, tuple[str, str]]:
+    """Keys of the two configurations whose values differ, but for those that name the run or say how it is executed."""
+    a, b = (dict(_flat(config_of(Run(run_dir)))) for run_dir in (run_a, run_b))
+    keys = [key for key in sorted(a.keys() | b.keys()) if key.partition(".")[0] not in _NAMES]
+    return {key: (a.get(key, ""), b.get(key, "")) for key in keys if a.get(key) != b.get(key)}
 
 
-def _ends(run: Run, units: Sequence[str]) -> Iterator[tuple[Sample, str]]:
-    for unit in units:
-        for line in read_jsonl(run.read_file("journeys", unit, PAIRS_FILE)):
-            yield Sample.from_json(canonical_json(line["sample"])), "kept"
-    for rows in (run.dropped("journeys"), run.quarantined("journeys")):
-        for row in rows:
-            if row.get("sample") and image_id(row["id"]) != row["id"] and not is_source(row["id"]):
-                sample = Sample.from_json(canonical_json(row["sample"]))
-                yield sample, f"{row['stage']}: {row['reason']}"
-
-
-def _shown(sample: Sample, end: str) -> Shown:
-    score = sample.score
-    value = None if score is None else (score.overall if score.expected is None else score.expected)
-    return Shown(
-        question=sample.question or "",
-        answer=sample.answer or "",
-        type=sample.instruction_type or "",
-        style=sample.style or "",
-        score=value,
-        end=end,
-    )
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """`{"ask": {"temperature": 0.7}}` as ("ask.temperature", "0.7")."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _flat(part, f"{key}.{name}" if key else name)
+    else:
+        yield key, canonical_json(value)
 
 
 def _figures(a: Sequence[Work], b: Sequence[Work]) -> Iterator[Figure]:

@@ -13,10 +13,11 @@ from importlib import resources
 from typing import Any
 
 from infinity_mm.record import digest
-from infinity_mm.report.compare import Comparison, Shown, Work
+from infinity_mm.report.compare import Comparison
 from infinity_mm.report.page import table
 from infinity_mm.report.text import clip
 from infinity_mm.report.thumbs import Thumbnail, Thumbnails
+from infinity_mm.report.works import Shown, Work
 from infinity_mm.runtime.run import Run
 
 _THUMB_PX = 320
@@ -45,6 +46,7 @@ def render_comparison(found: Comparison, *, names: tuple[str, str], runs: tuple[
     notes = f"{len(shown):,} of {len(found.common):,} images that both runs have, chosen by a hash. "
     notes += f"{found.only_a:,} images only in A and {found.only_b:,} only in B are left out everywhere. "
     notes += "Scores of two different judges cannot be compared."
+    notes += f" {simulated}" if (simulated := simulated_note(found, names)) else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -58,6 +60,12 @@ def render_comparison(found: Comparison, *, names: tuple[str, str], runs: tuple[
     )
 
 
+def simulated_note(found: Comparison, names: tuple[str, str]) -> str:
+    """Which of the two no model said, empty if both are real."""
+    made_up = [name for name, is_simulated in zip(names, found.simulated, strict=True) if is_simulated]
+    return f"Simulated, no model said any of it: {' and '.join(made_up)}." if made_up else ""
+
+
 def tables_of(found: Comparison, names: tuple[str, str]) -> list[tuple[str, str, list[list[Any]]]]:
     """(heading, caption, rows), the first row the column names."""
     figures: list[list[Any]] = [["", *names, "B - A", "95 % interval"]]
@@ -66,6 +74,7 @@ def tables_of(found: Comparison, names: tuple[str, str]) -> list[tuple[str, str,
         figures.append([one.name, round(one.a, 3), round(one.b, 3), round(one.b - one.a, 3), interval])
     ends = [["end", *names], *([name, a, b] for name, (a, b) in found.ends.items())]
     types = [["type", *names], *([name, a, b] for name, (a, b) in found.types.items())]
+    settings = [["setting", *names], *([key, a, b] for key, (a, b) in found.settings.items())]
     return [
         (
             "Both on the same images",
@@ -74,6 +83,7 @@ def tables_of(found: Comparison, names: tuple[str, str]) -> list[tuple[str, str,
         ),
         ("Why not kept", "Questions and pairs by stage and reason.", ends),
         ("Instruction types", "Kept pairs.", types),
+        ("What differs in the configurations", "Keys of run.json.", settings),
     ]
 
 

@@ -25,6 +25,8 @@ from infinity_mm.storage.shards import read_jsonl
 
 pc: Any = pyarrow.compute
 """Its functions are made when it is imported, which type checkers do not see."""
+NOT_RECORDED = "not recorded"
+"""Said of what a run does not know of itself."""
 _LEDGER_COLUMNS = ["id", "pass", "stage", "fate", "reason", "into", "came_in", "elsewhere"]
 
 
@@ -53,6 +55,19 @@ def run_json(run: Run) -> dict[str, Any]:
         return json.loads(files.read(run.path("run.json")))
     except FileNotFoundError:
         return {}
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """The resolved configuration in run.json."""
+    return run_json(run).get("config", {})
+
+
+def history(run: Run) -> list[Run]:
+    """The run and those whose samples it replays, the oldest first, as far as they are still there."""
+    found = [run]
+    while (before := config_of(found[0]).get("replay")) and run_json(source := Run(before["run_dir"])):
+        found.insert(0, source)
+    return found
 
 
 def column(run: Run, entry: Entry, kind: str, columns: list[str]) -> pa.Table:

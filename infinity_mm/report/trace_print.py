@@ -17,6 +17,10 @@ from rich.text import Text
 from infinity_mm.report.text import clip
 
 _CHARS = 1500
+_NAME_CHARS = 14
+_NAMES = {"instruction_type": "type", "examples_shown": "examples"}
+_VLM_TAGGER = ("engine", "list_vocabulary", "max_new_tokens")
+"""Settings of a tagger that only a VLM has."""
 
 
 def print_sample(trace: Mapping[str, Any], console: Console) -> None:
@@ -29,20 +33,17 @@ def print_sample(trace: Mapping[str, Any], console: Console) -> None:
     if not trace["parts"]:
         _plan(trace["plan"], console)
     _title(console, "What it says")
-    for name, value in trace["made"].items():
-        _line(console, name.replace("_", " "), value)
+    _made(trace["made"], console)
     if trace["parts"]:
         for part in trace["parts"]:
             _part(part, console)
     else:
         _judgement(trace["judgement"], console)
         _calls(trace["calls"], console)
-    _title(console, "Fates, from the file to the end")
+    _title(console, "Stages it went through, from the file to the end")
+    width = max(len(step["id"]) for step in trace["lineage"])
     for step in trace["lineage"]:
-        for fate in step["fates"]:
-            reason = f" ({fate['reason']})" if fate.get("reason") else ""
-            into = f" -> {', '.join(fate['into'])}" if fate.get("into") else ""
-            _line(console, step["id"], f"{fate['pass']}/{fate['stage']}: {fate['fate']}{reason}{into}")
+        _line(console, step["id"].ljust(width), ", ".join(_fate(fate) for fate in step["fates"]) or "made")
     _run(trace["run"], console)
 
 
@@ -50,7 +51,7 @@ def print_image(trace: Mapping[str, Any], console: Console) -> None:
     """The answer of `trace_image`."""
     _title(console, f"Image {trace['sha256']}")
     _image(trace["image"], console)
-    _plan(trace["plan"], console)
+    _plan(trace["plan"], console, with_examples=True)
     table = Table(title="Samples of this image", title_justify="left")
     for name in ("id", "question and answer", "score", "end"):
         table.add_column(name, overflow="fold")
@@ -85,6 +86,25 @@ def told(end: Mapping[str, Any]) -> str:
     return f"{end['fate']}{where}{into}{reason}{then}"
 
 
+def _fate(fate: Mapping[str, Any]) -> str:
+    """A stage alone where the sample went on."""
+    reason = f" ({fate['reason']})" if fate.get("reason") else ""
+    into = f" into {' '.join(fate['into'])}" if fate.get("into") else ""
+    return fate["stage"] if fate["fate"] == "continued" else f"{fate['stage']}: {fate['fate']}{into}{reason}"
+
+
+def _made(made: Mapping[str, Any], console: Console) -> None:
+    for name, value in made.items():
+        if name == "turns":
+            for turn in value:
+                _line(console, turn["role"], turn["text"])
+        elif name == "score":
+            _line(console, name, f"{value:.2f}")
+        else:
+            shown = " | ".join(value) if name == "examples_shown" else value
+            _line(console, _NAMES.get(name, name), shown)
+
+
 def _image(image: Mapping[str, Any], console: Console) -> None:
     _title(console, "The image")
     found = image["files"]
@@ -109,12 +129,20 @@ def _image(image: Mapping[str, Any], console: Console) -> None:
         told_ = tags if isinstance(tags, str) else ", ".join(f"{t['name']} {t['score']:.3f}" for t in tags)
         _line(console, "tags", told_ or "none above the tagger's threshold")
     if isinstance(image.get("tagger"), Mapping):
-        _line(console, "tagged by", f"{image['tagger'].get('model')}, {_json(image['tagger'])}")
+        _line(console, "tagged by", _tagger(image["tagger"]))
     elif "tagger" in image:
         _line(console, "tagged by", image["tagger"])
 
 
-def _plan(plan: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
+def _tagger(settings: Mapping[str, Any]) -> str:
+    is_vlm = settings.get("model") == "vlm"
+    engine = settings.get("engine") or {}
+    shown = {name: value for name, value in settings.items() if is_vlm or name not in _VLM_TAGGER}
+    engine = {"engine": engine.get("model") if is_vlm else None}
+    return _settings({"model": settings.get("model")} | shown | engine)
+
+
+def _plan(plan: Sequence[Mapping[str, Any]] | str, console: Console, *, with_examples: bool = False) -> None:
     _title(console, "Why this type of question")
     if isinstance(plan, str) or not plan:
         _line(console, "plan", plan if isinstance(plan, str) else "no question was planned")
@@ -128,7 +156,8 @@ def _plan(plan: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
             f"{question['planned_of_type']} of {question['planned_in_all']} planned questions are of this type; "
             f"{question['types_in_plan']} types are in the plan",
         )  # fmt: skip
-        _line(console, "examples", " | ".join(question["examples"]))
+        if with_examples:
+            _line(console, "examples", " | ".join(question["examples"]))
 
 
 def _part(part: Mapping[str, Any], console: Console) -> None:
@@ -142,8 +171,7 @@ def _part(part: Mapping[str, Any], console: Console) -> None:
         )
         return
     _title(console, f"{part['id']}: made")
-    for name, value in part["made"].items():
-        _line(console, name.replace("_", " "), value)
+    _made(part["made"], console)
     _plan(part["plan"], console)
     _judgement(part["judgement"], console)
     _calls(part["calls"], console)
@@ -160,7 +188,9 @@ def _judgement(judgement: Mapping[str, Any] | str, console: Console) -> None:
         _line(console, "", step.get("policy", "the policy is not recorded"))
         if step["score"]:
             known = {k: v for k, v in step["score"].items() if v not in (None, "", (), [])}
-            _line(console, "", ", ".join(f"{name} {value}" for name, value in known.items()))
+            _line(console, "", f"the judge: {_settings(known)}")
+    if judgement["critic"]:
+        _line(console, "critic", judgement["critic"])
     if judgement["labels"]:
         _line(console, "labels", ", ".join(f"{name} {v:.3g}" for name, v in judgement["labels"].items()))
     _line(console, "decision", judgement["decision"] or "none")
@@ -172,14 +202,11 @@ def _calls(calls: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
         _line(console, "calls", calls if isinstance(calls, str) else "none")
         return
     for call in calls:
-        _line(
-            console,
-            call["stage"],
-            f"{call['settings']['role']}, {call['model']}, revision {call['revision']}",
-        )
+        _line(console, call["stage"], f"{call['settings']['role']}: {call['model']}")
+        _line(console, "  revision", call["revision"])
         _line(console, "  prompt", f"{call['prompt']}: {call['prompt_text']!r}")
         _line(console, "  sampling", f"temperature {call['temperature']:g}, seed {call['seed']}")
-        _line(console, "  settings", _json(call["settings"]["stage"]))
+        _line(console, "  settings", _settings(call["settings"]["stage"]) or "none")
         reply = call["reply"]
         if isinstance(reply, str):
             _line(console, "  reply", reply)
@@ -200,6 +227,8 @@ def _calls(calls: Sequence[Mapping[str, Any]] | str, console: Console) -> None:
 def _run(run: Mapping[str, Any], console: Console) -> None:
     _title(console, "The run")
     _line(console, "folder", run["dir"])
+    for before in run["replays"]:
+        _line(console, "replays", before)
     _line(console, "seed", str(run["seed"]))
     _line(console, "commit", str(run["commit"]))
     _line(console, "passes", ", ".join(run["passes"]))
@@ -211,8 +240,31 @@ def _title(console: Console, text: str) -> None:
 
 
 def _line(console: Console, name: str, value: Any) -> None:
-    text = value if isinstance(value, str) else _json(value)
-    console.print(Text.assemble((f"  {_plain(name):<14} ", "dim"), _plain(text)), soft_wrap=True)
+    """A name and what stands for it. A terminal gets it wrapped beside the name, a file as one line to search in."""
+    text = Text(_plain(value if isinstance(value, str) else _json(value)))
+    label = Text(_plain(name).ljust(_NAME_CHARS), style="dim")
+    if not console.is_terminal:
+        console.print(Text.assemble("  ", label, " ", text), soft_wrap=True)
+        return
+    row = Table.grid(padding=(0, 1, 0, 0))
+    row.add_column(width=1)
+    row.add_column(width=max(_NAME_CHARS, len(label)))
+    row.add_column(overflow="fold")
+    row.add_row("", label, text)
+    console.print(row)
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """`temperature=0.7, max_new_tokens=48`; what is not set is left out, a mapping stands in braces."""
+    return ", ".join(f"{name}={_value(value)}" for name, value in settings.items() if value is not None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{_settings(value)}}}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else _json(value)
 
 
 def _json(value: Any) -> str:

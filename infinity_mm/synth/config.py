@@ -114,5 +114,9 @@ class SynthConfig(JourneyConfig):
             *cap,
             DedupPass(config=self.dedup, after=cap[0].name if cap else "journeys"),
             *repeats,
-            PublishPass(config=self.publish, after=repeats[0].name if repeats else "dedup"),
+            PublishPass(
+                config=self.publish,
+                after=repeats[0].name if repeats else "dedup",
+                is_simulated=self.journal == "simulate",
+            ),
         ]

@@ -60,11 +60,19 @@ class PublishPass:
     """The pass whose samples are published."""
     journeys: str = "journeys"
     """The pass, cut into the same units, that wrote the pairs of each conversation."""
+    is_simulated: bool = False
+    """Whether the run is a simulated one: then no row goes out, though what came with an image be real."""
     name: str = NAME
 
     def fingerprint(self) -> str:
         """Configuration."""
-        return digest(self.name, self.after, self.journeys, canonical_json(to_plain(self.config)))
+        return digest(
+            self.name,
+            self.after,
+            self.journeys,
+            canonical_json(to_plain(self.config)),
+            SIMULATED if self.is_simulated else "",
+        )
 
     def units(self, run: Run) -> Sequence[Unit]:
         """One per file, each of whole units of the pass before; a file without rows if there is nothing."""
@@ -114,7 +122,7 @@ class _PublishWorker:
             try:
                 told = [pairs[id_] for id_ in sample.parents if not is_source(id_)]
                 made = row(sample, told, self._run.images)
-                if sample.is_simulated:
+                if self._pass.is_simulated or sample.is_simulated:
                     outcomes.append(drop(sample, self._pass.name, SIMULATED))
                 else:
                     rows.append(made)

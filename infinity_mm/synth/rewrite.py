@@ -80,9 +80,14 @@ class Rewrite:
             elif sample.decision == "rewrite":
                 waiting.append(sample)
         for draw in range(self._config.max_rounds):
-            for sample, outcome in zip(waiting, await self._round(waiting, context, draw), strict=True):
-                outcomes[sample.id] = outcome
-            waiting = [sample for sample in waiting if isinstance(outcomes[sample.id], Dropped)]
+            tried = await self._round(waiting, context, draw)
+            outcomes |= {sample.id: outcome for sample, outcome in zip(waiting, tried, strict=True)}
+            # The calls of a round in vain are provenance too.
+            waiting = [
+                replace(sample, calls=outcome.sample.calls)
+                for sample, outcome in zip(waiting, tried, strict=True)
+                if isinstance(outcome, Dropped) and outcome.sample is not None
+            ]
         return [outcomes[sample.id] for sample in samples]
 
     async def _round(self, samples: Sequence[Sample], context: Context, draw: int) -> list[Outcome]:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from infinity_mm.runtime.run import Run
     from infinity_mm.storage.journal import Journal
 
+TAGGER_FILE = "tagger.json"
+"""Committed beside the tags: {"fingerprint"} of the tagger. What a VLM says has its own with every call."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +104,12 @@ class TagWorker:
         """Tag the images that need it; tags that came with the others stand."""
         samples = self._run.unit_samples(self._pass.after, unit.id)
         asked = [sample for sample in samples if needs_tags(sample, self._pass.config)]
+        committed: dict[str, bytes] = {}
         if isinstance(self._tagger, VlmTagger):
             found, counts = await self._tagger.outcomes(asked)
         else:
             found, counts = await self._score(self._tagger, asked)
+            committed[TAGGER_FILE] = canonical_json({"fingerprint": self._tagger.fingerprint}).encode()
         by_id = dict(zip((sample.id for sample in asked), found, strict=True))
         outcomes = [by_id.get(sample.id) or Emitted(sample=sample) for sample in samples]
         ids = [sample.id for sample in samples]
@@ -132,6 +137,7 @@ class TagWorker:
                 "tags_not_calibrated": sum(not tag.calibrated for tag in tags),
             }
             | counts,
+            files=committed,
         )
 
     async def _score(

@@ -12,7 +12,8 @@ import pytest
 from infinity_mm.config import load_config
 from infinity_mm.data.readers.tars import TarSource
 from infinity_mm.formats.convert import extend_data
-from infinity_mm.report.trace import NOT_RECORDED, trace_sample
+from infinity_mm.report.lookup import NOT_RECORDED
+from infinity_mm.report.trace import trace_sample
 from infinity_mm.runtime.run import Run
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import run_synthesis

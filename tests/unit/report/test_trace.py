@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from infinity_mm.cli import app
+from infinity_mm.engines.openai import UNPINNED
 from infinity_mm.errors import UserError
 from infinity_mm.prompts import PromptSet
-from infinity_mm.report.trace import NOT_RECORDED, _revision, trace_image, trace_sample
+from infinity_mm.record import Call, Sample, Score
+from infinity_mm.report.family import Family, record_of
+from infinity_mm.report.lookup import NOT_RECORDED
+from infinity_mm.report.trace import trace_image, trace_sample
+from infinity_mm.report.trace_calls import revision_of, settings_of
+from infinity_mm.report.trace_judgement import judgement_of
 from infinity_mm.report.trace_print import print_image, print_sample, told
 from infinity_mm.runtime.ledger import Line
 from infinity_mm.runtime.run import Run
@@ -87,33 +96,115 @@ def test_every_call_has_its_prompt_settings_and_the_reply_as_journaled(
     assert calls[2]["reply"]["text"].startswith("It says")
 
 
-def test_a_published_conversation_tells_of_each_pair_its_type_calls_scores_and_rewrites(run: Run) -> None:
+def test_ten_published_samples_drawn_by_a_seed_answer_every_question_of_provenance(run: Run) -> None:
+    drawn = random.Random(6).sample(sorted(sample.id for sample in run.samples("publish")), 10)
     rewritten = 0
-    for number, sample in enumerate(run.samples("publish")):
-        if number == 5:
-            break
-        trace = trace_sample(run, sample.id)
-        assert [part["id"] for part in trace["parts"]] == list(sample.parents)
-        for part in trace["parts"]:
-            (plan,) = part["plan"]
-            assert plan["type"] == part["made"]["instruction_type"]
-            assert [call["stage"] for call in part["calls"]][:4] == ["ask", "check", "answer", "judge"]
-            assert {call["revision"] for call in part["calls"]} == {"unpinned"}
-            assert part["judgement"]["decision"] == "keep"
-            rewritten += part["judgement"]["rewritten"]
+    for id_ in drawn:
+        trace = trace_sample(run, id_)
+        end = trace["end"]["published"]
+        row = pq.read_table(end["path"], columns=["id", "provenance"]).slice(end["row"], 1)
+        assert row["id"].to_pylist() == [id_]
+        published = json.loads(row["provenance"][0].as_py())
+        # Which image, from where, under what licence, with which tags.
+        (image,) = trace["image"]["images"]
+        assert image["sha256"] == published["images"][0]["sha256"]
+        assert (image["source"], image["licence"]) == ("shots", HOSTILE[0])
+        file = Path(run.run_dir).parent / "images" / trace["image"]["files"][0]["key"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == image["sha256"]
+        assert [tag["name"] for tag in trace["image"]["tags"]] == ["circle", "red", "square"]
+        assert trace["image"]["tagger"]["fingerprint"] == "fake"
+        assert [part["id"] for part in trace["parts"]] == [pair["id"] for pair in published["pairs"]]
         spoken = [turn["text"] for turn in trace["made"]["turns"] if turn["role"] == "assistant"]
         assert spoken == [part["made"]["answer"] for part in trace["parts"]]
         text = printed(print_sample, trace)
         assert all(f"{part['id']}: made" in text for part in trace["parts"])
-        assert trace["end"]["published"]["file"].startswith("train-")
+        for part, pair in zip(trace["parts"], published["pairs"], strict=True):
+            # Why this type.
+            (plan,) = part["plan"]
+            assert plan["type"] == pair["type"] == part["made"]["instruction_type"]
+            assert "the image's tags fit it" in plan["why"]
+            # Which prompt, model, revision and sampling made each part, and what was said.
+            assert [{name: call[name] for name in pair["calls"][0]} for call in part["calls"]] == pair[
+                "calls"
+            ]
+            for call in part["calls"]:
+                assert call["prompt_text"] == PromptSet.load("nano").text(_prompt_name(call["prompt"]))
+                assert (call["revision"], call["settings"]["engine"]["kind"]) == ("unpinned", "scripted")
+                assert call["reply"]["text"]
+            # What was scored, what was rewritten and why.
+            answers = part["judgement"]["answers"]
+            assert answers[-1]["answer"] == part["made"]["answer"]
+            assert answers[-1]["score"]["overall"] == pair["score"]["overall"] == 9
+            assert len(answers) == 1 + pair["rewritten"]
+            if pair["rewritten"]:
+                assert answers[0]["policy"].startswith("rewrite (score_between): 5.00")
+            rewritten += pair["rewritten"]
     assert rewritten
 
 
-def test_what_pins_the_weights_is_a_revision_or_a_hash_or_nothing() -> None:
-    assert _revision("openai: m@abc", {"revision": "abc"}) == "abc"
+def _prompt_name(label: str) -> str:
+    return label.partition("/")[2].partition("@")[0]
+
+
+def test_a_question_keeps_the_calls_and_labels_that_it_had_before_there_were_answers() -> None:
+    call = Call(stage="ask", model="m", prompt="p", key="k", temperature=0, seed=0)
+    stages = ("ask", "distinct", "critic", "critic.repair", "answer.options", "judge")
+    pair = Sample(
+        id="ab.q0.choice",
+        images=(),
+        question="Which?\nA. red\nB. blue",
+        style="choice",
+        answer="A. red",
+        score=Score(overall=9),
+        calls=tuple(replace(call, stage=stage, key=stage) for stage in stages),
+    )
+    pair = pair.with_label("critic", 1).with_label("critic_off_type", 1).with_label("loss", 0.5)
+    record = {"sample": json.loads(pair.to_json()), "pass": "journeys", "detail": ""}
+    family = Family(lines=[], records={pair.id: record}, published={})
+    order = ("ask", "distinct", "critic", "styles", "answer", "loss", "judge", "merge")
+    found = record_of("ab.q0", family, order)["sample"]
+    assert found["question"] == "Which?"
+    assert [call["stage"] for call in found["calls"]] == ["ask", "distinct", "critic", "critic.repair"]
+    assert [label["name"] for label in found["labels"]] == ["critic", "critic_off_type"]
+    said = {"stage": "critic.repair", "reply": {"text": '{"faults": ["off_type"], "reason": "It counts."}'}}
+    judged = judgement_of(found, [said], {})
+    assert isinstance(judged, dict)
+    assert (judged["critic"], judged["answers"]) == ("It counts.", [])
+
+
+def test_what_pins_the_weights_is_the_recorded_revision_or_hash_or_nothing() -> None:
+    assert revision_of('openai: m@abc, {"detail": "high"}') == "abc"
+    assert revision_of(f"openai: m@{UNPINNED}, {{}}") == "unpinned"
     weights = "0123456789abcdef" * 2
-    assert _revision(f"transformers: {weights}, float32", {}) == f"weights {weights}"
-    assert _revision("openai: m@None", {}) == "unpinned"
+    assert revision_of(f"transformers: {weights}, float32") == f"weights {weights}"
+    assert revision_of("scripted@1") == "unpinned"
+
+
+@pytest.mark.parametrize(
+    ("label", "role", "section"),
+    [
+        ("ask", "teacher", "ask"),
+        ("distinct", "teacher", "ask"),
+        ("critic.repair", "judge", "critic"),
+        ("answer.options", "teacher", "choice"),
+        ("answer.options.repair", "teacher", "choice"),
+        ("judge.repair", "judge", "judge"),
+        ("rewrite", "teacher", "rewrite"),
+        ("rewrite.judge.repair", "judge", "judge"),
+        ("blind", "judge", "blind"),
+    ],
+)
+def test_a_call_is_told_with_the_engine_and_settings_that_it_was_made_with(
+    label: str, role: str, section: str
+) -> None:
+    names = ("ask", "critic", "choice", "judge", "rewrite")
+    config: dict[str, Any] = {name: {"of": name} for name in names} | {
+        "blind": {"of": "blind", "role": "judge"}
+    }
+    config["engines"] = {"teacher": {"model": "t"}, "judge": {"model": "j", "revision": None}}
+    found = settings_of(label, config)
+    assert (found["role"], found["stage"]["of"]) == (role, section)
+    assert found["engine"] == {"model": role[0]}
 
 
 def test_a_prompt_that_has_changed_since_is_said_to_be_unknown(
@@ -207,6 +298,14 @@ def test_what_is_printed_holds_no_control_characters_and_no_markup(run: Run, las
     text = printed(print_image, trace_image(run, sha256))
     assert sha256 in text
     assert not {"\x1b", "\u202e", "\u2028"} & set(text)
+
+
+def test_on_a_terminal_no_line_is_longer_than_the_terminal_and_in_a_file_none_is_cut(run: Run) -> None:
+    trace = trace_sample(run, next(iter(run.samples("publish"))).id)
+    out = io.StringIO()
+    print_sample(trace, Console(file=out, width=110, force_terminal=True, color_system=None))
+    assert max(len(line) for line in out.getvalue().splitlines()) <= 110
+    assert repr(trace["calls"][0]["prompt_text"]) in printed(print_sample, trace)
 
 
 def printed(show: Any, trace: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ from infinity_mm.engines import spec
 from infinity_mm.engines.base import Failure, Reply, Request
 from infinity_mm.errors import UserError
 from infinity_mm.record import Score
+from infinity_mm.report.lookup import NOT_RECORDED
+from infinity_mm.report.trace import trace_sample
 from infinity_mm.runtime.run import Run
 from infinity_mm.synth.aside_pass import Aside, as_it_entered, entry
 from infinity_mm.synth.config import SynthConfig
@@ -89,6 +91,24 @@ def test_the_same_replay_again_asks_nothing_and_another_reason_has_its_own_folde
     )
     assert low.run_dir != first.run_dir
     assert low.pairs_kept == low.taken > 0
+
+
+def test_a_replayed_sample_is_traced_back_into_the_run_it_comes_from(run: SynthConfig) -> None:
+    found = replay(Aside(run_dir=run.run_dir, reason="timeout"), overrides=["answer.max_chars=7000"])
+    sample = next(iter(Run(found.run_dir).samples("publish")))
+    trace = trace_sample(Run(found.run_dir), sample.id)
+    assert trace["run"]["replays"] == [run.run_dir]
+    assert trace["image"]["files"][0]["source"] == "windtunnel"
+    part = trace["parts"][0]
+    (plan,) = part["plan"]
+    assert plan["type"] == part["made"]["instruction_type"]
+    calls = {call["stage"]: call for call in part["calls"]}
+    assert [call["stage"] for call in part["calls"]][:4] == ["ask", "check", "answer", "judge"]
+    assert all(call["reply"] != NOT_RECORDED for call in part["calls"])
+    assert [failure["reason"] for failure in calls["answer"]["failures"]] == ["timeout"]
+    assert calls["answer"]["settings"]["stage"]["max_chars"] == 7000
+    fates = [(fate["stage"], fate["fate"]) for step in trace["lineage"] for fate in step["fates"]]
+    assert fates.index(("answer", "quarantined")) < fates.index(("aside", "continued"))
 
 
 def test_a_reason_that_nothing_ended_with_is_refused_with_those_that_are_there(run: SynthConfig) -> None:

@@ -83,6 +83,8 @@ def test_a_second_round_draws_again_from_the_same_answer() -> None:
     first, second = (batch[0] for batch in teacher.batches)
     assert _without_draw(first) == _without_draw(second)
     assert first.seed != second.seed
+    assert [call.stage for call in outcome.sample.calls] == ["rewrite", "rewrite.judge"] * 2
+    assert len({call.key for call in outcome.sample.calls}) == 4
 
 
 def test_a_second_greedy_round_is_refused() -> None:

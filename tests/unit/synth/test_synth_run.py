@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 from synth_fakes import FakeEngine
 from test_synth_passes import FakeSpec
@@ -29,6 +30,7 @@ from infinity_mm.formats.convert import export_data
 from infinity_mm.prompts import PromptSet
 from infinity_mm.publishing.run_bundle import run_bundle
 from infinity_mm.runtime.run import Run
+from infinity_mm.sources.config import SourceConfig
 from infinity_mm.storage.shards import read_jsonl
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import described, run_synthesis
@@ -265,6 +267,23 @@ def test_a_simulated_run_walks_every_stage_asks_nobody_and_publishes_nothing(
     ):
         with pytest.raises(UserError, match="no model said any of it"):
             leave()
+
+
+def test_a_simulated_run_does_not_publish_what_came_with_an_image_either(
+    config: SynthConfig, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A wall."}]
+    listed = tmp_path / "llava.json"
+    listed.write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns}]))
+    source = SourceConfig(kind="llava", path=str(listed), image_root=str(tmp_path))
+    read = replace(config.read, sources=(source,))
+    nothing_made = replace(config.policy, keep_at=10, rewrite_at=None)
+    run_synthesis(replace(config, read=read, policy=nothing_made, journal="simulate"))
+    run = Run(config.run_dir)
+    (conversation,) = run.samples("journeys")
+    assert (conversation.parents, conversation.calls) == ((f"{conversation.id[:16]}.source",), ())
+    assert [row["reason"] for row in run.dropped("publish")] == ["simulated"]
 
 
 def test_after_a_simulated_run_a_real_one_in_the_same_directory_takes_nothing_from_it(
