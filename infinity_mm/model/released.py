@@ -39,7 +39,7 @@ from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens
-from infinity_mm.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
+from infinity_mm.model.tokenizer import END_OF_TEXT, IM_END, IM_START, chat_template
 
 KNOWN_TOWERS = {
     "siglip-so400m-patch14-384": SiglipVisionConfig(
@@ -175,7 +175,7 @@ def _tokenizer(folder: Path, image_token_id: int | None) -> tuple[Any, str]:
         replace_extra_special_tokens=False,
     )
     tokenizer.padding_side = "left"
-    tokenizer.chat_template = CHAT_TEMPLATE.replace(SchemaTokens().image, image_token)
+    tokenizer.chat_template = chat_template(image_token, newline=True)  # LLaVA's data has one, "<image>\nWhat ..."
     return tokenizer, image_token
 
 

@@ -88,5 +88,5 @@ def _part(part: Mapping[str, Any]) -> str:
 
 
 def _tight(text: str) -> str:
-    """LLaVA writes "<image>\\n"; our chat template has nothing between an image and the text."""
+    """LLaVA writes "<image>\\n"; what stands between an image and the text is for the model's chat template to say."""
     return text.replace(f"{IMAGE_PLACEHOLDER}\n", IMAGE_PLACEHOLDER)
