@@ -111,7 +111,19 @@ def test_the_image_token_is_looked_up_or_added_to_the_tokenizer(
     model, processor = load(next_folder)
     assert processor.image_token == "<|image|>"
     assert processor.image_token_id == model.config.image_token_id == len(processor.tokenizer) - 1
-    assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
+
+
+def test_the_row_of_an_added_token_is_the_mean_of_its_pieces_at_every_load(next_folder: Path) -> None:
+    (model, processor), (again, _) = load(next_folder), load(next_folder)
+    pieces = processor.tokenizer.encode("image")
+    assert len(pieces) > 1
+    for table, same in (
+        (model.get_input_embeddings().weight, again.get_input_embeddings().weight),
+        (model.lm_head.weight, again.lm_head.weight),
+    ):
+        assert len(table) == 320  # of its own tokens and the added one, in whole blocks of 64
+        assert torch.equal(table[processor.image_token_id], table[pieces].mean(0))
+        assert torch.equal(table, same)
 
 
 def test_the_chat_template_writes_the_checkpoints_own_image_token(transformers_folder: Path) -> None:
