@@ -100,6 +100,7 @@ def test_saved_as_ours_it_is_the_same_model(next_folder: Path, tmp_path: Path) -
         logits(again.eval(), processor_again, samples), logits(model.eval(), processor, samples)
     )
     assert processor_again.schema == processor.schema
+    assert Encoder(processor_again).after_image == "\n"
     assert again.config.view_config() == processor_again.image_processor.view_config()
 
 
