@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -180,6 +180,7 @@ class Encoder:
         self.image_processor = image_processor
         self.view_config = image_processor.view_config()
         self.schema_ids = processor.schema_ids
+        self.after_image = _after_image(processor)
         vocab = tokenizer.get_vocab()
         self.im_start, self.im_end = [vocab[IM_START]], [vocab[IM_END]]
         self.pad_id: int = (
@@ -226,7 +227,7 @@ class Encoder:
     @property
     def text_fingerprint(self) -> str:
         """Changes whenever `measure` could give other numbers."""
-        return digest("chatml 1", self.tokenizer.backend_tokenizer.to_str())
+        return digest("chatml 2", self.after_image, self.tokenizer.backend_tokenizer.to_str())
 
     def messages(self, conversation: Conversation | Outline) -> tuple[Message, ...]:
         """The messages with images placed and boxes in thousandths."""
@@ -266,7 +267,7 @@ class Encoder:
             builder.add(f"{message.role}\n{before}", branch=0)
             for text in after:
                 builder.add_image(next(waiting))
-                builder.add(text, branch=0)
+                builder.add(self.after_image + text if text else "", branch=0)
             self._write_end(builder, branch=0)
 
     def _write_independent(
@@ -286,7 +287,7 @@ class Encoder:
                 fix="put all images before the first user text, or read the source with turns: causal",
             )
         builder.add(self.im_start, branch=0)
-        head = "" if images else "user\n"
+        head = self.after_image if images else "user\n"
         if images:
             builder.add("user\n", branch=0)
         for image in images:
@@ -294,7 +295,7 @@ class Encoder:
         messages = (Message("user", first.removeprefix(front)), *messages[1:])
         for branch, (question, answer) in enumerate(zip(messages[::2], messages[1::2]), 1):
             builder.exchange = branch
-            builder.add(head + question.text, branch=branch)
+            builder.add(head + question.text if question.text or not images else "", branch=branch)
             self._write_end(builder, branch=branch)
             self._write_answer(builder, answer.text, branch=branch)
 
@@ -342,3 +343,10 @@ class Encoder:
             branch_ids=branch_ids,
             num_images=num_images,
         )
+
+
+def _after_image(processor: Any) -> str:
+    """What the chat template writes between an image and the text after it."""
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    written = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    return written.partition(processor.image_token)[2].partition("What?")[0]

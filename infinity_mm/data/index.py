@@ -2,9 +2,9 @@
 
 source --measure, in parts, in worker processes--> folder/<key>/part-00000.arrow, ... --take--> Measured
 
-The key is a hash of the data, the tokenizer and the way text is written, so an index is never out of date, and runs
-with another resolution, row length or mixture share it. A part appears whole or not at all: an interrupted build
-goes on.
+The key is a hash of the data, the folder of its images, the tokenizer and the way text is written, and runs with
+another resolution, row length or mixture share it. What had no image is measured again when a run begins: it may have
+been fetched since. A part appears whole or not at all: an interrupted build goes on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any, Protocol, final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from infinity_mm.data.conversation import ConversationSource
 from infinity_mm.data.encode import RowEncoder
 from infinity_mm.data.measure import Measured, measure
+from infinity_mm.data.readers.stored import MISSING_IMAGE
 from infinity_mm.data.workers import in_workers
 from infinity_mm.record import digest
 
@@ -97,6 +99,11 @@ class StoredIndex:
         parts = -(-self.num_samples // PART_SAMPLES)
         return [domain for n in range(parts) for domain in self._part(n).column("domain").to_pylist()]
 
+    def lacks_images(self, number: int) -> bool:
+        """Whether a part has samples whose image was not there."""
+        found: Any = pc.any(pc.starts_with(self._part(number).column("problem"), MISSING_IMAGE))  # pyright: ignore
+        return bool(found.as_py())
+
     def _part(self, number: int) -> pa.RecordBatch:
         if number not in self._parts:
             with pa.memory_map(str(_part_file(self.folder, number))) as file:
@@ -108,19 +115,24 @@ def build_index(
     source: ConversationSource, encoder: RowEncoder, folder: Path, *, num_workers: int = 0
 ) -> StoredIndex:
     """The index of a source below `folder`; what is already there is not made again."""
-    own = folder / digest("index 1", source.fingerprint, source.turns, encoder.text_fingerprint)[:32]
+    # The same rows may stand beside other images.
+    images = getattr(source, "image_folder", None)
+    place = "" if images is None else str(Path(images).resolve())
+    key = digest("index 2", source.fingerprint, place, source.turns, encoder.text_fingerprint)
+    own = folder / key[:32]
     own.mkdir(parents=True, exist_ok=True)
+    found = StoredIndex(own, len(source))
     num_parts = -(-len(source) // PART_SAMPLES)
-    missing = [n for n in range(num_parts) if not _part_file(own, n).is_file()]
+    unfinished = [n for n in range(num_parts) if not _part_file(own, n).is_file() or found.lacks_images(n)]
     # A process takes seconds to start, as long as this one takes for a part.
-    workers = min(num_workers, len(missing)) if len(missing) > 1 else 0
-    for _ in in_workers(_Parts(source, encoder, own), iter(missing), workers):
+    workers = min(num_workers, len(unfinished)) if len(unfinished) > 1 else 0
+    for _ in in_workers(_Parts(source, encoder, own), iter(unfinished), workers):
         pass
     return StoredIndex(own, len(source))
 
 
 class _Parts(Dataset[int]):
-    """Item n writes part n and is its number of samples."""
+    """Item n writes part n, or what of it had no image before, and is its number of samples."""
 
     def __init__(self, source: ConversationSource, encoder: RowEncoder, folder: Path) -> None:
         self.source, self.encoder, self.folder = source, encoder, folder
@@ -128,8 +140,20 @@ class _Parts(Dataset[int]):
     def __getitem__(self, number: int) -> int:
         first = number * PART_SAMPLES
         indices = range(first, min(first + PART_SAMPLES, len(self.source)))
-        write_part(self.folder, number, [measure(self.source, i, self.encoder) for i in indices])
+        known: list[Measured | None] = [None] * len(indices)
+        if _part_file(self.folder, number).is_file():
+            known = [*StoredIndex(self.folder, len(self.source)).take(np.array(indices))]
+        samples = [
+            measure(self.source, i, self.encoder) if old is None or _had_no_image(old) else old
+            for i, old in zip(indices, known)
+        ]
+        if samples != known:
+            write_part(self.folder, number, samples)
         return len(indices)
+
+
+def _had_no_image(sample: Measured) -> bool:
+    return sample.problem is not None and sample.problem.startswith(MISSING_IMAGE)
 
 
 def write_part(folder: Path, number: int, samples: Sequence[Measured]) -> None:

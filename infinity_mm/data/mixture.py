@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,12 +27,14 @@ class WeightedSource:
 
     source: ConversationSource
     name: str = ""
-    """What ledger, quarantine and metrics call it."""
+    """What ledger, quarantine and metrics call the source, whether or not it is cut into domains."""
+    domain: str | None = None
+    """The domain of the source that this is; None: all of it."""
     weight: float = 1.0
     """Times each of its samples is seen in one epoch; 0.5 shows one half in one epoch, the other in the next.
     0: none, until a later phase gives it another weight."""
     cap: int | None = None
-    """Most samples of it in one epoch; the next epoch goes on with others."""
+    """Most samples of the source in one epoch, all its domains together; the next epoch goes on with others."""
     index: StoredIndex | None = None
     """Its measurements, where they were made before."""
     only: NDArray[np.int64] | None = None
@@ -44,12 +45,20 @@ class WeightedSource:
         """How many different samples it has."""
         return len(self.source) if self.only is None else len(self.only)
 
+    @property
+    def label(self) -> str:
+        """Tells the parts of a mixture apart."""
+        return self.name if self.domain is None else f"{self.name}/{self.domain}"
+
 
 class Mixture:
     """All sources behind one index range of `len(mixture)` samples per epoch."""
 
-    def __init__(self, parts: Sequence[WeightedSource], *, temperature: float = 1.0) -> None:
-        """`temperature`: shares become proportional to size ** (1 / temperature); 1 keeps them, more evens them out."""
+    def __init__(self, parts: Sequence[WeightedSource], *, temperature: float = 1.0, phase: int = 0) -> None:
+        """`temperature`: shares are weight * size ** (1 / temperature); more than 1 evens sizes out.
+
+        `phase`: in every phase a part of a source is made of other samples.
+        """
         if temperature <= 0:
             raise explain(
                 what=f"mix_temperature={temperature}",
@@ -57,12 +66,12 @@ class Mixture:
                 fix="give a number above 0; 1 keeps the shares of the sources",
             )
         self.parts = tuple(parts)
-        self.temperature = temperature
+        self.temperature, self.phase = temperature, phase
         self.samples_per_epoch = _counts(parts, temperature)
         empty = [i for i, count in enumerate(self.samples_per_epoch) if count < 1 and parts[i].weight > 0]
         if not sum(self.samples_per_epoch) or empty:
             raise explain(
-                what=f"data source {empty[0]} gives no sample in an epoch"
+                what=f"data source `{parts[empty[0]].label}` gives no sample in an epoch"
                 if empty
                 else "there is no data source with a weight above 0",
                 where="YAML section `data`",
@@ -80,7 +89,7 @@ class Mixture:
         return digest(
             str(self.temperature),
             *(
-                f"{p.name}/{p.source.fingerprint}/{p.source.turns}/{p.weight}/{p.cap}/{p.size}"
+                f"{p.label}/{p.source.fingerprint}/{p.source.turns}/{p.weight}/{p.cap}/{p.size}"
                 for p in self.parts
             ),
         )
@@ -97,7 +106,8 @@ class Mixture:
             here = numbers == number
             offsets = indices[here] - (self._ends[number] - count)
             places = (epoch * count + offsets) % part.size
-            own = permute(places, part.size, seed_for(0, "part-of-a-source", part.name))
+            drawn = part.label if self.phase == 0 else f"{part.label}, phase {self.phase}"
+            own = permute(places, part.size, seed_for(0, "part-of-a-source", drawn))
             inner[here] = own if part.only is None else part.only[own]
         return numbers, inner
 
@@ -118,12 +128,31 @@ class Mixture:
 
 def _counts(parts: Sequence[WeightedSource], temperature: float) -> list[int]:
     """Samples of each part in one epoch. The temperature keeps the length of the epoch, caps shorten it."""
-    wished = [part.weight * part.size for part in parts]
-    if temperature != 1:
-        heated = [math.exp(math.log(n) / temperature) if n > 0 else 0.0 for n in wished]
-        scale = sum(wished) / sum(heated) if sum(heated) else 0.0
-        wished = [n * scale for n in heated]
-    return [min(round(n), part.cap) if part.cap is not None else round(n) for n, part in zip(wished, parts)]
+    shares = [part.weight * part.size ** (1 / temperature) for part in parts]
+    length = sum(part.weight * part.size for part in parts)
+    scale = length / sum(shares) if sum(shares) else 0.0
+    counts = [round(share * scale) for share in shares]
+    together: dict[int | str, list[int]] = {}
+    for number, part in enumerate(parts):
+        together.setdefault(number if part.domain is None else part.name, []).append(number)
+    for numbers in together.values():
+        cap = parts[numbers[0]].cap
+        if cap is not None and sum(counts[n] for n in numbers) > cap:
+            for number, count in zip(numbers, _shorten([counts[n] for n in numbers], cap)):
+                counts[number] = count
+    return counts
+
+
+def _shorten(counts: Sequence[int], most: int) -> list[int]:
+    """So many in all, in proportion; none loses its last one while others have more."""
+    total = sum(counts)
+    shorter = [min(n, max(1, n * most // total)) for n in counts]
+    by_remainder = sorted(range(len(counts)), key=lambda i: -(counts[i] * most % total))
+    for i in by_remainder[: max(0, most - sum(shorter))]:
+        shorter[i] += 1
+    while sum(shorter) > most:
+        shorter[shorter.index(max(shorter))] -= 1
+    return shorter
 
 
 def by_domain(part: WeightedSource, weights: dict[str, float]) -> list[WeightedSource]:
@@ -144,7 +173,8 @@ def by_domain(part: WeightedSource, weights: dict[str, float]) -> list[WeightedS
     return [
         WeightedSource(
             source=part.source,
-            name=f"{part.name}/{name}",
+            name=part.name,
+            domain=name,
             weight=part.weight * weights.get(name, 1.0),
             cap=part.cap,
             index=part.index,

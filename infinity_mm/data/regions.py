@@ -18,7 +18,10 @@ from infinity_mm.record import ImageSlot, Part, Region, Text
 Frame = tuple[int, int]
 """(width, height) in pixels, of the resized image a family counts in."""
 
-_MARKER = re.compile(r"<\|region (\d+)((?: [01](?:\.\d+)?){2}(?:(?: [01](?:\.\d+)?){2})?)\|>")
+_UNIT = r" (?:0(?:\.\d+)?|1(?:\.0+)?)"
+_MARKER = re.compile(rf"<\|region (\d+)((?:{_UNIT}){{2}}(?:(?:{_UNIT}){{2}})?)\|>")
+_WRITTEN = re.compile(r"<\|region (\d+)((?: -?\d+(?:\.\d+)?)+)\|>")
+"""What is meant as a marker, right or wrong."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SAID = r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)"
 _KEY = r"(?:[xy]_?\w{0,4}|left|top|right|bottom)[\"']?\s*[:=]"
@@ -74,9 +77,18 @@ def region_marker(region: Region) -> str:
 
 
 def write_regions(text: str, notation: Notation, frames: Sequence[Frame]) -> str:
-    """`text` with every marker written in `notation`; raises UserError for a marker of an image that is not there."""
+    """`text` with every marker written in `notation`.
+
+    Raises UserError for a marker of an image that is not there and for one that is not two or four numbers, 0 to 1.
+    """
 
     def written(marker: re.Match[str]) -> str:
+        if _MARKER.fullmatch(marker[0]) is None:
+            raise explain(
+                what=f"{marker[0]} is no point or box: two or four numbers from 0 to 1",
+                where="a message's text",
+                fix="write coordinates as fractions of the upright image's sides",
+            )
         index = int(marker[1])
         if index >= len(frames):
             raise explain(
@@ -86,7 +98,7 @@ def write_regions(text: str, notation: Notation, frames: Sequence[Frame]) -> str
             )
         return notation.write([float(value) for value in marker[2].split()], frames[index])
 
-    return _MARKER.sub(written, text)
+    return _WRITTEN.sub(written, text)
 
 
 def parts_of(text: str) -> tuple[Text | Region, ...]:

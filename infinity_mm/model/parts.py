@@ -1,9 +1,6 @@
 """A model from published parts: a SigLIP tower, a fresh connector, any decoder-only language model.
 
-    language model, tokenizer --schema tokens, new rows--> + vision tower + fresh connector --> model, processor
-
-New rows of the embedding and head start as the mean of the pieces of what their token means, so that the language model
-reads `<|image_start|>` a little like "start of image" from the first step on.
+language model, tokenizer --schema tokens, new rows--> + vision tower + fresh connector --> model, processor
 """
 
 from dataclasses import dataclass
@@ -11,7 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from tokenizers import AddedToken
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from infinity_mm.errors import explain
@@ -24,19 +21,8 @@ from infinity_mm.model.schema import SchemaTokens
 from infinity_mm.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
 from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.model.vision_weights import load_vision_tower
+from infinity_mm.model.vocabulary import MEANINGS, grow, start_rows
 
-_ROWS_MULTIPLE = 64
-"""A grown vocabulary is padded to a multiple of this, which tensor cores and tensor parallelism want."""
-_MEANINGS = {
-    "<|image|>": "image",
-    "<|image_start|>": "start of image",
-    "<|image_end|>": "end of image",
-    "<|slice|>": "part of the image",
-    "<|row|>": "end of row",
-    IM_START: "start of message",
-    IM_END: "end of message",
-    PAD: "padding",
-}
 _PROBE = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "That."}]},
@@ -107,7 +93,7 @@ def extend_vocabulary(tokenizer: PreTrainedTokenizerFast, language: Any, schema:
 
     The tokenizer's own chat template is kept where it writes a conversation with an image as ours does.
     """
-    pieces = {token: tokenizer.encode(text, add_special_tokens=False) for token, text in _MEANINGS.items()}
+    pieces = {token: tokenizer.encode(text, add_special_tokens=False) for token, text in MEANINGS.items()}
     wanted = [*schema.all, IM_START, IM_END, *([PAD] if tokenizer.pad_token is None else [])]
     known = tokenizer.get_vocab()
     new = [token for token in wanted if token not in known]
@@ -119,33 +105,8 @@ def extend_vocabulary(tokenizer: PreTrainedTokenizerFast, language: Any, schema:
     tokenizer.padding_side = "left"
     if not _writes_as_ours(tokenizer):
         tokenizer.chat_template = CHAT_TEMPLATE
-    _grow(language, len(tokenizer))
-    rows = {tokenizer.get_vocab()[token]: pieces[token] for token in new}
-    tables = [language.get_input_embeddings().weight]
-    if not language.config.tie_word_embeddings:
-        tables.append(language.get_output_embeddings().weight)
-    for table in tables:
-        _fill(table, rows)
-
-
-def _grow(language: Any, num_tokens: int) -> None:
-    """At least one row a token; the rows that a model has beyond its tokenizer are used up first."""
-    table = language.get_input_embeddings().weight
-    if num_tokens <= len(table):
-        return
-    old = len(table)
-    rows = -(-num_tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
-    language.resize_token_embeddings(rows, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
-            layer.weight[old:] = layer.weight[:old].mean(0)  # also the padding: a row as likely as any
-
-
-def _fill(table: Tensor, rows: dict[int, list[int]]) -> None:
-    """Set each row to the mean of others."""
-    with torch.no_grad():
-        for row, pieces in rows.items():
-            table[row] = table[pieces].mean(0)
+    grow(language, len(tokenizer))
+    start_rows(language, {tokenizer.get_vocab()[token]: pieces[token] for token in new})
 
 
 def _writes_as_ours(tokenizer: PreTrainedTokenizerFast) -> bool:

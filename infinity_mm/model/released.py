@@ -39,7 +39,8 @@ from infinity_mm.model.image_processor import InfinityMMImageProcessor
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.model.processor import InfinityMMProcessor
 from infinity_mm.model.schema import SchemaTokens
-from infinity_mm.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
+from infinity_mm.model.tokenizer import END_OF_TEXT, IM_END, IM_START, chat_template
+from infinity_mm.model.vocabulary import MEANINGS, grow, start_rows
 
 KNOWN_TOWERS = {
     "siglip-so400m-patch14-384": SiglipVisionConfig(
@@ -121,10 +122,12 @@ def load_released(
     Raises UserError for a configuration we have no equal for, and for unknown, missing or misshapen tensors.
     """
     config, processor = read_released(folder)
-    model = _load(folder, config, LLAVA_NEXT if _is_llava_next(_raw_config(folder)) else TRANSFORMERS, dtype)
-    num_tokens = len(processor.tokenizer)
-    if num_tokens > cast(PreTrainedConfig, config.text_config).vocab_size:
-        model.resize_token_embeddings(num_tokens)
+    is_next = _is_llava_next(_raw_config(folder))
+    model = _load(folder, config, LLAVA_NEXT if is_next else TRANSFORMERS, dtype)
+    grow(model, len(processor.tokenizer))
+    if is_next:  # its tokenizers have no image token, so that this one is new
+        pieces = processor.tokenizer.encode(MEANINGS[SchemaTokens().image], add_special_tokens=False)
+        start_rows(model, {processor.image_token_id: pieces})
     model.generation_config = _generation_config(processor.tokenizer)
     return model, processor
 
@@ -175,7 +178,9 @@ def _tokenizer(folder: Path, image_token_id: int | None) -> tuple[Any, str]:
         replace_extra_special_tokens=False,
     )
     tokenizer.padding_side = "left"
-    tokenizer.chat_template = CHAT_TEMPLATE.replace(SchemaTokens().image, image_token)
+    tokenizer.chat_template = chat_template(
+        image_token, newline=True
+    )  # LLaVA's data has one, "<image>\nWhat ..."
     return tokenizer, image_token
 
 

@@ -16,7 +16,7 @@ IM_END = "<|im_end|>"
 PAD = "<|pad|>"
 """Fills rows of a batch."""
 
-CHAT_TEMPLATE = """\
+_CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 {%- if message['role'] == 'assistant' -%}
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = """\
 {%- else -%}
 {%- if message['content'] is string -%}{{- message['content'] -}}
 {%- else -%}{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{- '<|image|>' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+{%- if part['type'] == 'image' -%}{{- 'IMAGE' -}}{%- else -%}AFTER_IMAGE{{- part['text'] -}}{%- endif -%}
 {%- endfor -%}{%- endif -%}
 {{- '<|im_end|>' -}}
 {%- endif -%}
@@ -36,7 +36,21 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
-"""ChatML; content is a string or typed parts; the assistant's words and end marker are the trained span."""
+_NEWLINE = """\
+{%- if part['text'] and not loop.first and loop.previtem['type'] == 'image' -%}{{- '\\n' -}}{%- endif -%}"""
+
+
+def chat_template(image_token: str, *, newline: bool) -> str:
+    """ChatML; content is a string or typed parts; the assistant's words and end marker are the trained span.
+
+    `newline`: write one between an image and the text after it.
+    """
+    template = _CHAT_TEMPLATE.replace("AFTER_IMAGE", _NEWLINE if newline else "")
+    return template.replace("IMAGE", image_token)
+
+
+CHAT_TEMPLATE = chat_template(SchemaTokens().image, newline=False)
+"""Of the models that we make."""
 
 _SPLIT = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """Each digit alone, words and symbols with one leading space."""

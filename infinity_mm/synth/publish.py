@@ -23,7 +23,7 @@ from infinity_mm.engines.base import ImageReader
 from infinity_mm.record import ImageRef, ImageSlot, Part, Sample, canonical_json
 from infinity_mm.synth.ids import num_source_turns
 
-ROW_GROUP_ROWS = 100
+ROW_GROUP_ROWS = 16
 """Small groups: viewers and shuffling readers load whole groups, and rows hold images."""
 _TEXT = {"dtype": "string", "_type": "Value"}
 

@@ -28,7 +28,7 @@ class DataConfig:
     weight: float = 1.0
     """Times each of its samples is seen in one epoch; 0: none, for a source that a later phase brings in."""
     cap: int | None = None
-    """Most samples of it in one epoch (of each domain, where `domains` is given); None: no limit."""
+    """Most samples of it in one epoch, all its domains together; None: no limit."""
     domains: dict[str, float] = field(default_factory=dict)
     """Domain -> factor on `weight`, 0 leaves it out, 1 for those not named; needs `index_dir`."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -300,7 +300,7 @@ class SftConfig:
     """Folder that keeps the measurements of all samples, made before the first step and shared between runs; None:
     nothing is kept, which suits drawn data."""
     mix_temperature: float = 1.0
-    """Shares of the sources are proportional to size ** (1 / temperature): 1 keeps them, more evens them out."""
+    """Shares of the sources are weight * size ** (1 / temperature): 1 keeps them, more evens sizes out."""
     mix_by_phase: tuple[PhaseConfig, ...] = ()
     """Other weights from some step on."""
     quarantine: Path | None = None

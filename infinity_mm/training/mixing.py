@@ -5,6 +5,7 @@ mixture --index--> measured sources --weights of each phase--> Planner, number o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -30,7 +31,31 @@ def read_listed(config: SftConfig) -> list[Listed]:
             where="quarantine (training configuration)",
             fix="give a copy of the list, or a new out_dir: what a run leaves out may not change while it lasts",
         )
-    return read_quarantine(config.quarantine)
+    listed = read_quarantine(config.quarantine)
+    unnamed = Counter(source.kind for source in config.data if source.name is None)
+    by_place = {
+        f"{kind}-{n}" for kind, count in unnamed.items() if count > 1 for n in range(len(config.data))
+    }
+    if meant := sorted(by_place & {entry.source for entry in listed}):
+        raise explain(
+            what=f"the list names {', '.join(meant)}, a name by place in `data`, and several sources have such names",
+            where=str(config.quarantine),
+            fix="give the sources names (`name:`) and write them into the list: in another order other samples "
+            "would be left out",
+        )
+    return listed
+
+
+def not_found(mixture: Mixture, listed: Sequence[Listed]) -> str | None:
+    """A line about listed sources that the data does not have; None where it has all."""
+    counts = Counter(entry.source for entry in listed)
+    unknown = sorted(counts.keys() - {part.name for part in mixture.parts})
+    if not unknown:
+        return None
+    return (
+        f"WARNING: {sum(counts[name] for name in unknown)} of {len(listed)} entries of the quarantine list "
+        f"leave nothing out: `data` has no source {', '.join(unknown)}"
+    )
 
 
 def data_fingerprint(mixture: Mixture, listed: Sequence[Listed]) -> str:
@@ -75,8 +100,11 @@ def build_planner(
         rows = config.epochs * count_rows(planner, config.num_workers)
         total_steps = max(1, round(rows / config.global_batch_rows))
     later = [
-        Phase(from_step=_start(phase, config, total_steps), mixture=_weighted(config, mixture, phase.weights))
-        for phase in config.mix_by_phase
+        Phase(
+            from_step=_start(phase, config, total_steps),
+            mixture=_weighted(config, mixture, phase.weights, number),
+        )
+        for number, phase in enumerate(config.mix_by_phase, 1)
     ]
     planner.phases = check_phases([first, *later])
     return planner, total_steps
@@ -95,10 +123,10 @@ def _start(phase: PhaseConfig, config: SftConfig, total_steps: int) -> int:
     return total_steps - decay_steps(config.schedule, total_steps)
 
 
-def _weighted(config: SftConfig, mixture: Mixture, weights: dict[str, float]) -> Mixture:
+def _weighted(config: SftConfig, mixture: Mixture, weights: dict[str, float], phase: int = 0) -> Mixture:
     """The sources with the weights of one phase, cut into domains where those have weights."""
     parts: list[WeightedSource] = []
     for part, data in zip(mixture.parts, config.data, strict=True):
         part = replace(part, weight=weights.get(part.name, data.weight))
         parts += by_domain(part, data.domains) if data.domains else [part]
-    return Mixture(parts, temperature=mixture.temperature)
+    return Mixture(parts, temperature=mixture.temperature, phase=phase)

@@ -59,7 +59,7 @@ from infinity_mm.training.held_out import HeldOut
 from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
 from infinity_mm.training.measure import Measure
 from infinity_mm.training.metrics import Reporter, StepMetrics
-from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, read_listed
+from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, not_found, read_listed
 from infinity_mm.training.monitor import peak_flops
 from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import build_optimizer, freeze
@@ -136,6 +136,8 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.loader.step)
             reporter = _reporter(config, state, accelerator, quiet)
             reporter.say(_greeting(config, started, mixture, state, accelerator))
+            if (line := not_found(mixture, listed)) is not None:
+                reporter.say(line)
 
         def log(metrics: StepMetrics) -> None:
             last[:] = [metrics]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,7 +60,7 @@ class ParquetSource:
         number = bisect.bisect_right(_ends(self.path), index)
         group = _groups(self.path)[number]
         inner = index - (_ends(self.path)[number] - group.num_rows)
-        row: dict[str, Any] = _row_group(group.file, group.number).slice(inner, 1).to_pylist()[0]
+        row: dict[str, Any] = _RECENT.table(group.file, group.number).slice(inner, 1).to_pylist()[0]
         return Stored(
             id=str(row.get("id") or f"{Path(group.file).name}/{group.number}/{inner}"),
             images=tuple(image["bytes"] or b"" for image in row.get("images") or ()),
@@ -84,10 +85,28 @@ def _parquet(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(cast(Any, filesystem.open(inner, "rb")))
 
 
-@lru_cache(maxsize=2)
-def _row_group(path: str, group: int) -> pa.Table:
-    """One row group; two are kept, because neighbouring samples share one."""
-    return _parquet(path).read_row_group(group)
+class _Recent:
+    """The row groups read last: a sample costs a whole one, and a small data set is read once."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self._num_bytes = max_bytes, 0
+        self._tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+    def table(self, path: str, group: int) -> pa.Table:
+        """One row group, kept with others up to so many bytes; the last one in any case."""
+        key = (path, group)
+        if key in self._tables:
+            self._tables.move_to_end(key)
+            return self._tables[key]
+        table = _parquet(path).read_row_group(group)
+        self._tables[key] = table
+        self._num_bytes += table.nbytes
+        while self._num_bytes > self.max_bytes and len(self._tables) > 1:
+            self._num_bytes -= self._tables.popitem(last=False)[1].nbytes
+        return table
+
+
+_RECENT = _Recent(128 << 20)
 
 
 @lru_cache(maxsize=16)

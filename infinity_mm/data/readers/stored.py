@@ -16,6 +16,9 @@ from infinity_mm.formats.base import role_of
 from infinity_mm.sources.json_rows import BadRow
 from infinity_mm.vision.images import BadImage, decode_image, image_size
 
+MISSING_IMAGE = "missing_image"
+"""Reason of a sample whose image file is not there: it may come to be."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
@@ -50,7 +53,7 @@ class Stored:
 def _checked(image: bytes | Path) -> bytes | Path:
     """A file that is not there is a fact about the sample, any other trouble with the disk is not."""
     if isinstance(image, Path) and not image.is_file():
-        raise BadImage("missing_image", str(image))
+        raise BadImage(MISSING_IMAGE, str(image))
     return image
 
 
@@ -85,5 +88,5 @@ def _part(part: Mapping[str, Any]) -> str:
 
 
 def _tight(text: str) -> str:
-    """LLaVA writes "<image>\\n"; our chat template has nothing between an image and the text."""
+    """LLaVA writes "<image>\\n"; what stands between an image and the text is for the model's chat template to say."""
     return text.replace(f"{IMAGE_PLACEHOLDER}\n", IMAGE_PLACEHOLDER)

@@ -58,7 +58,7 @@ class TarSource:
         return self._stored(index).outline()
 
     def _places(self) -> NDArray[np.int64]:
-        return _places(self.path, self.places, self.fingerprint if self.places else "")
+        return _places(self)
 
     def _stored(self, index: int) -> Stored:
         if not 0 <= index < len(self):
@@ -93,21 +93,24 @@ def _tars(path: str) -> list[tuple[str, Path]]:
 
 
 @lru_cache(maxsize=16)
-def _places(path: str, kept: str | None, fingerprint: str) -> NDArray[np.int64]:
-    """(N, 5): tar, place and size of the JSON, place and size of the image; -1 for a member that is not there."""
-    if kept is not None:
-        file = Path(kept)
+def _places(source: TarSource) -> NDArray[np.int64]:
+    """(N, 5): tar, place and size of the JSON, place and size of the image; -1 for a member that is not there.
+
+    The tars are looked at when a process first asks, not for every sample.
+    """
+    if source.places is not None:
+        file, fingerprint = Path(source.places), source.fingerprint
         if file.is_file():
             with np.load(file) as found:
                 if str(found["fingerprint"]) == fingerprint:
                     return found["places"]
-        table = _scan(path)
+        table = _scan(source.path)
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         with open(partial, "wb") as stream:
             np.savez(stream, fingerprint=np.array(fingerprint), places=table)
         os.replace(partial, file)
         return table
-    return _scan(path)
+    return _scan(source.path)
 
 
 def _scan(path: str) -> NDArray[np.int64]:

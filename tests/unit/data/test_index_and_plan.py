@@ -1,5 +1,6 @@
 """Measurements of samples, kept and looked up, and the rows planned from them."""
 
+import json
 import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_data import ToySource, conversation, outline_of, processor
+from toy_data import ToySource, conversation, outline_of, picture, processor
 
 from infinity_mm.data import index as index_module
 from infinity_mm.data.conversation import Conversation, Outline, Turns, keep_exchanges
@@ -18,6 +19,7 @@ from infinity_mm.data.index import LiveIndex, build_index
 from infinity_mm.data.measure import Measured, measure
 from infinity_mm.data.mixture import Mixture, Phase, WeightedSource
 from infinity_mm.data.plan import PlanConfig, Planner
+from infinity_mm.data.readers.llava_json import LlavaJsonSource
 from infinity_mm.errors import UserError
 from infinity_mm.vision.images import BadImage
 
@@ -190,6 +192,29 @@ def test_an_index_is_not_used_for_other_data_or_another_tokenizer(tmp_path: Path
         )
     }  # fmt: skip
     assert len(folders) == 4
+
+
+def test_an_image_that_comes_later_and_another_image_folder_are_measured(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "red"}]
+    rows = [{"id": str(i), "image": f"{i}.png", "conversations": talk} for i in range(2)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+
+    def sizes_and_problems(folder: str) -> list[Any]:
+        source = LlavaJsonSource(str(tmp_path / "rows.json"), str(tmp_path / folder))
+        index = build_index(source, ENCODER, tmp_path / "index")
+        samples = index.take(np.arange(2))
+        return [
+            sample.problem.partition(":")[0] if sample.problem else sample.image_sizes for sample in samples
+        ]
+
+    picture(20, 10).save(tmp_path / "one" / "0.png")
+    assert sizes_and_problems("one") == [((20, 10),), "missing_image"]
+    picture(30, 10).save(tmp_path / "one" / "1.png")
+    assert sizes_and_problems("one") == [((20, 10),), ((30, 10),)]
+    picture(40, 10).save(tmp_path / "other" / "0.png")
+    assert sizes_and_problems("other") == [((40, 10),), "missing_image"]
 
 
 def test_stored_measurements_give_the_same_rows_as_live_ones(tmp_path: Path) -> None:

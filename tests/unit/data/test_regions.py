@@ -48,6 +48,12 @@ def test_a_marker_of_an_image_that_is_not_there_is_refused() -> None:
         write_regions("<|region 2 0.5 0.5|>", FAMILIES["qwen3_vl"].notation, [(8, 8)])
 
 
+@pytest.mark.parametrize("coords", ["1.5 0.5", "0.5 -0.1", "0.1 0.2 0.3", "12 30 60 80", "0.1 0.2 0.3 1.01"])
+def test_a_marker_that_is_not_within_the_image_is_refused(coords: str) -> None:
+    with pytest.raises(UserError, match="is no point or box: two or four numbers from 0 to 1"):
+        write_regions(f"<|region 0 {coords}|>", FAMILIES["qwen3_vl"].notation, [(8, 8)])
+
+
 def test_text_that_is_no_box_is_refused() -> None:
     with pytest.raises(UserError, match="is no box or point"):
         FAMILIES["internvl"].notation.read("left", (8, 8))

@@ -59,6 +59,34 @@ def test_a_temperature_evens_shares_out_and_keeps_the_length_of_the_epoch() -> N
     assert Mixture([source(900), source(100)], temperature=1).samples_per_epoch == [900, 100]
 
 
+def test_a_weight_stays_a_factor_under_a_temperature() -> None:
+    mixture = Mixture([source(900), source(100, weight=3)], temperature=2)
+    assert mixture.samples_per_epoch == [600, 600]  # shares 1 x 30 and 3 x 10 of 900 + 3 x 100 samples
+
+
+def test_the_domains_of_a_source_share_its_cap() -> None:
+    def domains(cap: int | None) -> list[WeightedSource]:
+        return [
+            source(1, "web", domain=f"d{n}", cap=cap, only=np.arange(n), weight=w)
+            for n, w in ((90, 1), (9, 1), (1, 1), (5, 0))
+        ]
+
+    assert Mixture([*domains(20), source(30)]).samples_per_epoch == [18, 1, 1, 0, 30]
+    assert Mixture(domains(100)).samples_per_epoch == [90, 9, 1, 0]
+    with pytest.raises(UserError, match="`web/d90`"):
+        Mixture(domains(1))
+
+
+def test_another_phase_takes_other_samples_of_a_source_it_does_not_need_whole() -> None:
+    part = source(1000, "web", weight=0.1)
+    first, same, later = (
+        {index for _, index in located(Mixture([part], phase=phase), 0)} for phase in (0, 0, 1)
+    )
+    assert first == same
+    assert len(later) == 100
+    assert len(first & later) < 30  # 10 by chance
+
+
 def test_domains_have_weights_of_their_own(tmp_path: Path) -> None:
     class Domains(ToySource):
         def outline(self, index: int) -> Outline:
@@ -68,10 +96,8 @@ def test_domains_have_weights_of_their_own(tmp_path: Path) -> None:
     index = build_index(data, Encoder(processor()), tmp_path)
     whole = WeightedSource(source=data, name="all", weight=2, index=index)
     mixture = Mixture(by_domain(whole, {"math": 1.5, "ocr": 0}))
-    assert [(p.name, n) for p, n in zip(mixture.parts, mixture.samples_per_epoch)] == [
-        ("all/math", 12),
-        ("all/web", 6),
-    ]
+    assert [(p.name, p.label) for p in mixture.parts] == [("all", "all/math"), ("all", "all/web")]
+    assert mixture.samples_per_epoch == [12, 6]
     assert {i % 3 for part, i in located(mixture, 0) if part == 0} == {0}
     assert {i for part, i in located(mixture, 0) if part == 1} == {2, 5, 8}
     with pytest.raises(UserError, match="no domain maths"):
@@ -93,8 +119,8 @@ def test_the_fingerprint_changes_with_a_weight() -> None:
 
 
 def test_a_source_that_gives_nothing_is_an_error() -> None:
-    with pytest.raises(UserError, match="data source 0 gives no sample"):
-        Mixture([source(4, weight=0.01)])
+    with pytest.raises(UserError, match="data source `few` gives no sample"):
+        Mixture([source(4, "few", weight=0.01)])
     with pytest.raises(UserError, match="no data source with a weight above 0"):
         Mixture([source(4, weight=0)])
 

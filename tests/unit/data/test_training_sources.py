@@ -13,6 +13,7 @@ import pytest
 from toy_data import picture
 
 from infinity_mm.data.conversation import Conversation, Message
+from infinity_mm.data.readers import parquet
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import UserError
 from infinity_mm.sources.json_rows import BadRow
@@ -121,6 +122,44 @@ def test_infinity_mm_tars_are_read_where_they_lie_and_no_bytes_mean_text(tmp_pat
         assert [source.outline(i).image_sizes for i in range(3)] == [((9, 8),), (), ((11, 8),)]
         assert source.outline(0).domain == "ocr"
         assert pickle.loads(pickle.dumps(source))[2].id == "c"
+
+
+def test_tars_are_looked_at_once_and_not_for_every_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "0.tar", [("000", tar_row("a", "Hello?"), b""), ("001", tar_row("b", "?"), b"")])
+    source = build_source("infinity_mm", {"path": str(tmp_path), "places": str(tmp_path / "places.npz")})
+    assert source[0].id == "a"
+    asked: list[Path] = []
+    stat = Path.stat
+
+    def counted(path: Path, **keys: Any) -> Any:
+        asked.append(path)
+        return stat(path, **keys)
+
+    monkeypatch.setattr(Path, "stat", counted)
+    assert [source[i].id for i in range(len(source))] == ["a", "b"]
+    assert asked == []
+
+
+def test_row_groups_stay_in_memory_up_to_a_number_of_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path, ["a", "b", "c", "d", "e", "f"])
+    source = build_source("parquet", {"path": str(tmp_path)})
+    read: list[int] = []
+    whole = pq.ParquetFile.read_row_group
+
+    def counted(file: Any, group: int) -> Any:
+        read.append(group)
+        return whole(file, group)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    for max_bytes, groups in ((1 << 20, [0, 1, 2]), (1, [0, 1, 2, 0, 1, 2])):
+        monkeypatch.setattr(parquet, "_RECENT", parquet._Recent(max_bytes))
+        assert [source[i].id for i in (0, 2, 5, 1, 3, 4)] == ["a", "c", "f", "b", "d", "e"]
+        assert read == groups
+        read.clear()
 
 
 def test_a_tar_that_breaks_off_is_not_trained_on_without_a_word(tmp_path: Path) -> None:

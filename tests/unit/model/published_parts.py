@@ -58,13 +58,17 @@ def save_siglip_with_text(folder: Path) -> SiglipModel:
 
 
 def save_open_clip(
-    folder: Path, *, name: str = "vit_base_patch16_siglip_224", extra: dict[str, torch.Tensor] | None = None
+    folder: Path,
+    *,
+    name: str = "vit_base_patch16_siglip_224",
+    num_heads: int = 12,
+    extra: dict[str, torch.Tensor] | None = None,
 ) -> Any:
     """A timm ViT in open_clip's files; returns it."""
     from timm.models.vision_transformer import VisionTransformer
 
     trunk = VisionTransformer(
-        img_size=32, patch_size=4, embed_dim=48, depth=3, num_heads=12, mlp_ratio=64 / 48, class_token=False,
+        img_size=32, patch_size=4, embed_dim=48, depth=3, num_heads=num_heads, mlp_ratio=64 / 48, class_token=False,
         global_pool="map", num_classes=0, act_layer="gelu_tanh",
     )  # fmt: skip
     spread(trunk)

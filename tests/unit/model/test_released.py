@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny_onevision import theirs, write_llava_next, write_transformers
 from tiny_vlm import picture
 
+from infinity_mm.data.conversation import Conversation
+from infinity_mm.data.encode import Encoder
+from infinity_mm.data.readers.stored import chat_messages
 from infinity_mm.errors import UserError
 from infinity_mm.model.load import load_model
 from infinity_mm.model.released import LLAVA_NEXT, TRANSFORMERS, our_name
@@ -97,6 +100,7 @@ def test_saved_as_ours_it_is_the_same_model(next_folder: Path, tmp_path: Path) -
         logits(again.eval(), processor_again, samples), logits(model.eval(), processor, samples)
     )
     assert processor_again.schema == processor.schema
+    assert Encoder(processor_again).after_image == "\n"
     assert again.config.view_config() == processor_again.image_processor.view_config()
 
 
@@ -108,14 +112,47 @@ def test_the_image_token_is_looked_up_or_added_to_the_tokenizer(
     model, processor = load(next_folder)
     assert processor.image_token == "<|image|>"
     assert processor.image_token_id == model.config.image_token_id == len(processor.tokenizer) - 1
-    assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
+
+
+def test_the_row_of_an_added_token_is_the_mean_of_its_pieces_at_every_load(next_folder: Path) -> None:
+    (model, processor), (again, _) = load(next_folder), load(next_folder)
+    pieces = processor.tokenizer.encode("image")
+    assert len(pieces) > 1
+    for table, same in (
+        (model.get_input_embeddings().weight, again.get_input_embeddings().weight),
+        (model.lm_head.weight, again.lm_head.weight),
+    ):
+        assert len(table) == 320  # of its own tokens and the added one, in whole blocks of 64
+        assert torch.equal(table[processor.image_token_id], table[pieces].mean(0))
+        assert torch.equal(table, same)
 
 
 def test_the_chat_template_writes_the_checkpoints_own_image_token(transformers_folder: Path) -> None:
     _, processor = load(transformers_folder)
     content = [{"type": "image"}, {"type": "text", "text": "Hi"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    assert text == "<|im_start|>user\n<image>Hi<|im_end|>\n<|im_start|>assistant\n"
+    assert text == "<|im_start|>user\n<image>\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("naming", ["transformers", "next"])
+@pytest.mark.parametrize("places", ["", "<image>\n", "<image>", "<image>\n<image>\n"])
+def test_training_prompts_have_the_newline_after_images_that_the_weights_have_seen(
+    transformers_folder: Path, next_folder: Path, naming: str, places: str
+) -> None:
+    _, processor = load(transformers_folder if naming == "transformers" else next_folder)
+    question = "What colour is the circle?"
+    rows = [{"from": "human", "value": places + question}, {"from": "gpt", "value": "red"}]
+    pictures = tuple(picture(40, 30, seed=seed) for seed in range(places.count("<image>")))
+    sample = Conversation(id="a", images=pictures, messages=chat_messages(rows))
+    images = processor.image_token * len(pictures) + "\n" * (len(pictures) > 0)
+    text = QUESTION.format(images=images) + "red<|im_end|>\n"
+    expected = processor(text=[text], images=[list(pictures)] if pictures else None)["input_ids"][0]
+    encoder = Encoder(processor)
+    for turns in ("causal", "independent"):
+        assert encoder.encode(sample, turns).layout.input_ids == list(expected)
+    content = [{"type": "image"}] * len(pictures) + [{"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}]
+    assert text.startswith(processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
 
 
 def changed(source: Path, folder: Path, *, config: Any = None, tensors: Any = None) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from tiny_onevision import write_llava_next, write_transformers
 from tiny_vlm import picture
 
@@ -73,6 +74,41 @@ def test_training_goes_on_from_it_and_resumes(folder: Path, tmp_path: Path) -> N
     assert resumed.steps == 3
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["tasks"]["world"]["failures"] for line in lines] == [0, 0, 0]
+
+
+def test_adapters_are_trained_resumed_and_loaded_onto_it_again(folder: Path, tmp_path: Path) -> None:
+    plain: dict[str, Any] = {
+        "model": {"path": str(folder), "convert": folder.name == "transformers"},
+        "data": [{"kind": DATA.kind, "options": DATA.options}],
+        "row_tokens": 1024, "global_batch_rows": 1, "micro_batch_rows": 1, "window": 4, "num_workers": 0,
+        "steps": 2, "save_every_steps": 1, "threads": 1, "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+        "language_model": {"lr": 1e-2},
+    }  # fmt: skip
+
+    def run(name: str, **changes: Any) -> Path:
+        config = build(SftConfig, {**plain, "out_dir": tmp_path / name, **changes}, where="test")
+        found = train(config, quiet=True).model_dir
+        assert found is not None
+        return found
+
+    def losses(name: str) -> list[float]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    whole = run("whole")
+    run("parts", steps=1)
+    run("parts")
+    assert losses("parts") == losses("whole")
+    assert not list(whole.glob("model*.safetensors"))
+    merged, processor = load_model(run("merged", lora={**plain["lora"], "merge": True}))
+    adapted = PeftModel.from_pretrained(load_model(folder)[0], whole).eval()
+    ids = torch.tensor([processor.tokenizer("What colour is the circle?").input_ids])
+    with torch.no_grad():
+        wanted, before, found = (
+            model.eval()(input_ids=ids).logits for model in (merged, load_model(folder)[0], adapted)
+        )
+    assert (wanted - before).abs().max() > 0.01
+    assert (wanted - found).abs().max() < 1e-4
 
 
 def test_a_later_stage_may_cut_images_into_fewer_tiles(folder: Path) -> None:

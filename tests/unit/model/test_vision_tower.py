@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from infinity_mm.errors import UserError
+from infinity_mm.model.attention import DENSE
 from infinity_mm.model.vision_tower import VisionTower
 
 GRIDS = [(8, 8), (4, 6), (8, 8), (2, 10), (6, 4)]
@@ -33,7 +34,10 @@ def views(grids: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     return patches, torch.tensor([(0, rows, columns) for rows, columns in grids])
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "sdpa_float32"])
+each_padding_backend = pytest.mark.parametrize("attention", DENSE)
+
+
+@each_padding_backend
 def test_a_batch_of_views_equals_one_view_at_a_time(attention: str) -> None:
     patches, shapes = views(GRIDS)
     model = tower(attention)
@@ -53,8 +57,9 @@ def test_equal_views_are_encoded_without_a_mask() -> None:
     assert masks[1] is not None
 
 
-def test_a_padded_patch_is_never_attended() -> None:
-    model = tower()
+@each_padding_backend
+def test_a_padded_patch_is_never_attended(attention: str) -> None:
+    model = tower(attention)
     patches, shapes = views([(8, 8), (2, 4)])
     clean = model(patches, shapes)
 
@@ -68,8 +73,9 @@ def test_a_padded_patch_is_never_attended() -> None:
     assert torch.equal(model(patches, shapes), clean)
 
 
-def test_a_patch_moves_only_its_own_view() -> None:
-    model = tower()
+@each_padding_backend
+def test_a_patch_moves_only_its_own_view(attention: str) -> None:
+    model = tower(attention)
     patches, shapes = views([(4, 4), (2, 4)])
     before = model(patches, shapes)
     patches[20] += 1

@@ -50,13 +50,17 @@ def test_older_files_with_one_more_level_of_names_load(tmp_path: Path) -> None:
     assert torch.allclose(features(load_vision_tower(str(tmp_path))), expected, atol=1e-5)
 
 
-def test_an_open_clip_tower_gives_the_outputs_of_timm(tmp_path: Path) -> None:
-    trunk = save_open_clip(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "num_heads"), [("vit_base_patch16_siglip_224", 12), ("vit_so400m_patch14_siglip_384", 16)]
+)
+def test_an_open_clip_tower_gives_the_outputs_of_timm(name: str, num_heads: int, tmp_path: Path) -> None:
+    trunk = save_open_clip(tmp_path, name=name, num_heads=num_heads)
     with torch.no_grad():
         expected = trunk.forward_features(PIXELS)
     tower = load_vision_tower(str(tmp_path))
     assert torch.allclose(features(tower), expected, atol=1e-5)
-    assert {name: getattr(tower.config, name) for name in VISION} == VISION
+    sizes = {**VISION, "num_attention_heads": num_heads}
+    assert {key: getattr(tower.config, key) for key in sizes} == sizes
 
 
 def test_our_own_tower_loads(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from synth_fakes import NANO, seen
 
 from infinity_mm.record import Call, ImageRef, ImageSlot, Region, Sample, Score, Text, Turn
 from infinity_mm.synth.merge import conversation
-from infinity_mm.synth.publish import ROW_GROUP_ROWS, parquet_bytes, row
+from infinity_mm.synth.publish import parquet_bytes, row
 
 
 @dataclass
@@ -78,9 +78,9 @@ def test_the_same_rows_give_the_same_bytes() -> None:
 
 
 def test_row_groups_are_small() -> None:
-    file = pq.ParquetFile(io.BytesIO(parquet_bytes([ROW] * 250)))
+    file = pq.ParquetFile(io.BytesIO(parquet_bytes([ROW] * 40)))
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-    assert sizes == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, 50]
+    assert sizes == [16, 16, 8]
 
 
 def test_a_box_stands_in_the_text_as_its_marker() -> None:

@@ -14,6 +14,7 @@ from infinity_mm.data.quarantine import read_quarantine
 from infinity_mm.data.sources import build_source
 from infinity_mm.errors import UserError
 from infinity_mm.training.config import SftConfig
+from infinity_mm.training.mixing import read_listed
 from infinity_mm.training.sft import train
 
 
@@ -66,6 +67,39 @@ def test_a_run_keeps_a_ledger_and_its_quarantine_is_obeyed_by_the_next(tmp_path:
     own = tmp_path / "second" / "quarantine.jsonl"
     with pytest.raises(UserError, match="would add to the list that it is given"):
         train(tiny_config(tmp_path / "second", **keys, quarantine=str(own)), quiet=True)
+
+
+def test_a_list_holds_whether_or_not_a_source_is_cut_into_domains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = chat(tmp_path, "web", ["red"] * 12)
+    rows = [json.loads(line) for line in (tmp_path / "web.jsonl").read_text().splitlines()]
+    domains = ["ocr", "memes"] * 6
+    lines = [json.dumps(row | {"source": domain}) for row, domain in zip(rows, domains)]
+    (tmp_path / "web.jsonl").write_text("\n".join(lines))
+    (tmp_path / "list.jsonl").write_text(
+        '{"source": "web", "id": "web2", "reason": "boring"}\n{"source": "old", "id": "1", "reason": ""}\n'
+    )
+    keys: dict[str, Any] = {"row_tokens": 64, "index_dir": str(tmp_path / "index"),
+                            "quarantine": str(tmp_path / "list.jsonl"),
+                            "vision_tower": {"freeze": True}, "connector": {"freeze": True}}  # fmt: skip
+    for name, domains in (("whole", {}), ("cut", {"ocr": 2})):
+        config = tiny_config(tmp_path / name, data=[source | {"domains": domains}], **keys)
+        train(config)
+        left_out = {tuple(drop[3:5]) for step in steps_of(tmp_path / name) for drop in step["quarantined"]}
+        assert left_out == {("web", "web2")}
+        said = " ".join(capsys.readouterr().out.split())
+        assert "1 of 2 entries of the quarantine list leave nothing out: `data` has no source old" in said
+
+
+def test_a_list_that_goes_by_the_order_of_sources_without_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"source": "windtunnel-0", "id": "1", "reason": ""}\n')
+    options = {"world_seed": 0, "num_images": 4}
+    one: dict[str, Any] = {"kind": "windtunnel", "options": options}
+    keys: dict[str, Any] = {"quarantine": str(tmp_path / "list.jsonl")}
+    assert len(read_listed(tiny_config(tmp_path / "run", data=[one], **keys))) == 1
+    with pytest.raises(UserError, match="the list names windtunnel-0, a name by place"):
+        read_listed(tiny_config(tmp_path / "run", data=[one, one], **keys))
 
 
 def test_the_decay_phase_has_its_own_data_also_after_a_stop(tmp_path: Path) -> None:
