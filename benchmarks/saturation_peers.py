@@ -160,11 +160,12 @@ def distilabel(url: str, number: int, in_flight: int, images: str | None) -> Cal
 
 
 def ray_data(url: str, number: int, in_flight: int, images: str | None) -> Callable[[], int]:
-    """Texts only."""
+    """Texts only; the calls of a batch follow one another, and nothing sets how many run at once."""
     import ray
     from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
     assert images is None
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         return {"payload": {"model": "stub", "messages": [{"role": "user", "content": row["text"]}]}}
@@ -174,7 +175,6 @@ def ray_data(url: str, number: int, in_flight: int, images: str | None) -> Calla
 
     config = HttpRequestProcessorConfig(url=f"{url}/chat/completions", batch_size=in_flight, concurrency=1)
     processor = build_processor(config, preprocess=ask, postprocess=read)
-    ray.init(include_dashboard=False)
 
     def run() -> int:
         asked = ray.data.from_items([{"text": text} for text in prompts(number)])
