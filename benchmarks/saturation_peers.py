@@ -160,7 +160,7 @@ def distilabel(url: str, number: int, in_flight: int, images: str | None) -> Cal
 
 
 def ray_data(url: str, number: int, in_flight: int, images: str | None) -> Callable[[], int]:
-    """Texts only; the calls of a batch follow one another, and nothing sets how many run at once."""
+    """Texts only. The calls of a batch follow one another; only several batches at once would overlap."""
     import ray
     from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
