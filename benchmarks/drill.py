@@ -17,14 +17,17 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import yaml
+from nodes import Nodes
 from PIL import Image
 from stub_server import Service, StubServer, completion, http
 
@@ -192,7 +195,8 @@ class Drill:
     reference: Undisturbed
     folder: Path
     server: StubServer
-    workers: int = 1
+    nodes: Nodes | None = None
+    """The cluster that drivers work on, with two workers; None: each driver is its own worker."""
     exact: bool = True
     story: list[str] = field(default_factory=list)
     """How each driver ended, in order."""
@@ -202,13 +206,18 @@ class Drill:
     _marks: list[tuple[int, set[int]]] = field(default_factory=list)
 
     @property
+    def num_workers(self) -> int:
+        """Processes that call the server; all of them go with their driver."""
+        return 1 if self.nodes is None else 2
+
+    @property
     def run_dir(self) -> Path:
         return self.folder / "run"
 
     def start(
         self, *overrides: str, env: Mapping[str, str] | None = None, file_bytes: int | None = None
     ) -> subprocess.Popen[str]:
-        """A driver; `file_bytes` is the most that the operating system lets it write into one file."""
+        """A driver; `file_bytes` is the most that the operating system lets its workers write into one file."""
         engine = f"kind: openai, model: stub, revision: '1', base_url: '{self.server.url}', backoff_s: 0.01"
         engine += f", max_in_flight: {IN_FLIGHT}, timeout_s: 2"
         script = [str(ROOT / "pipelines" / "synth.py"), "--config", str(self.reference.folder / "drill.yaml")]
@@ -219,13 +228,16 @@ class Drill:
             f"run_dir={self.run_dir}",
             f"engines.teacher={{{engine}}}",
         ]
+        if self.nodes is not None:
+            on = f"kind: ray, num_workers: {self.num_workers}, address: '{self.nodes.address}'"
+            command.append(f"executor={{{on}}}")
 
         def limit() -> None:
-            if file_bytes is not None:
+            if file_bytes is not None and self.nodes is None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
         plain = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             [*command, *overrides],
             cwd=ROOT,
             env=os.environ | plain | dict(env or {}),
@@ -234,6 +246,18 @@ class Drill:
             text=True,
             preexec_fn=limit,
         )
+        if file_bytes is not None and self.nodes is not None:
+            threading.Thread(target=self._limit_workers, args=(driver, file_bytes), daemon=True).start()
+        return driver
+
+    def _limit_workers(self, driver: subprocess.Popen[str], file_bytes: int) -> None:
+        """Those that Ray starts for it, as soon as they are there."""
+        assert self.nodes is not None
+        while driver.returncode is None:
+            with suppress(psutil.NoSuchProcess):  # one that has just ended
+                for worker in self.nodes.workers():
+                    worker.rlimit(psutil.RLIMIT_FSIZE, (file_bytes, file_bytes))
+            time.sleep(0.05)
 
     def wait(self, driver: subprocess.Popen[str], share: float) -> None:
         """Until a share of the calls of the whole run has been answered, or the driver has ended."""
@@ -249,7 +273,7 @@ class Drill:
         if reap is not None:
             reap.communicate()
             self.story.append("killed")
-        self.kills += 1
+        self.kills += 1 if reap is None else self.num_workers
         self.mark()
 
     def mark(self) -> None:

@@ -1,12 +1,13 @@
 """The fault drill: a small synthesis run, disturbed in every way we could think of, compared with one that was not.
 
-    python benchmarks/faults.py [--only NAME ...] [--skip-ray]
+    python benchmarks/faults.py [--only NAME ...] [--skip-ray | --on-ray]
 
 A stub server answers each request by a pure function of it after 40 ms and counts. Each fault below gets a run of its
 own and brings it to its end, starting the same command again where the run stopped or was killed. One Markdown row per
 run: what happened, whether every committed object has the bytes of the undisturbed run, whether the ledger's sets
 agree, how many requests were sent again, how many of these although their reply was in the journal (none may be).
-Needs about ten seconds a run; the faults of a cluster run on several raylets on this machine.
+The faults of a cluster run on several raylets on this machine, the others in one process, or with `--on-ray` on two
+raylets as well.
 Exits with 1 if one run fails.
 """
 
@@ -22,13 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import psutil
 from drill import DELAY_S, Drill, Result, Undisturbed, clear, prepared
+from nodes import Nodes
 from stub_server import StubServer
 
 CLOCK = """
@@ -88,7 +88,7 @@ def driver_interrupted(drill: Drill, *, number: signal.Signals) -> None:
     driver.send_signal(number)
     drill.finish(driver, to=None)
     drill.story[-1] = f"stopped by {number.name}"
-    drill.kills += 1
+    drill.kills += drill.num_workers
     drill.mark()
     drill.finish(drill.start())
 
@@ -100,19 +100,15 @@ def driver_frozen(drill: Drill) -> None:
     time.sleep(5)  # more than a call may take: all that were under way have been lost
     refused(drill, drill.start(), "is working in this run directory")
     driver.send_signal(signal.SIGCONT)
-    drill.kills += 1  # replies that came while it slept were never read
+    drill.kills += drill.num_workers  # replies that came while it slept were never read
     drill.finish(driver)
 
 
 def second_driver(drill: Drill) -> None:
-    refused_beside(drill, drill.start)
-
-
-def refused_beside(drill: Drill, start: Callable[[], subprocess.Popen[str]]) -> None:
-    first = start()
+    first = drill.start()
     drill.wait(first, 0.3)
     drill.server.tell("pace", 0.5)  # it must still be there when the second one has started
-    refused(drill, start(), "is working in this run directory")
+    refused(drill, drill.start(), "is working in this run directory")
     drill.server.tell("pace", DELAY_S)
     drill.finish(first)
 
@@ -122,7 +118,22 @@ def clock_jumps(drill: Drill) -> None:
     source = library.with_suffix(".c")
     source.write_text(CLOCK)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
-    drill.finish(drill.start(env={"LD_PRELOAD": str(library)}))
+    preload = {"LD_PRELOAD": str(library)}
+    now = [sys.executable, "-c", "import time; print(time.time())"]
+    said = subprocess.run(now, env=os.environ | preload, capture_output=True, text=True, check=True).stdout
+    if abs(float(said) - time.time()) < 1000:
+        raise RuntimeError("the clock does not jump on this machine")
+    if drill.nodes is None:
+        drill.finish(drill.start(env=preload))
+        return
+    # As `ray job submit` hands it over: workers are no children of the driver.
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": preload}})}
+    driver = drill.start(env=preload | job)
+    drill.wait(driver, 0.3)
+    for worker in drill.nodes.workers():
+        if str(library) not in Path(f"/proc/{worker.pid}/maps").read_text():
+            raise RuntimeError("the clock does not jump in a worker")
+    drill.finish(driver)
 
 
 # The server.
@@ -147,7 +158,7 @@ def server_away(drill: Drill, *, seconds: float) -> None:
     driver = drill.start()
     drill.wait(driver, 0.4)
     drill.server.tell("go_away")
-    drill.kills += 1  # calls under way are lost as in a kill
+    drill.kills += drill.num_workers  # calls under way are lost as in a kill
     time.sleep(seconds)
     drill.server.tell("come_back")
     drill.finish(driver)
@@ -157,7 +168,7 @@ def server_away_too_long(drill: Drill) -> None:
     driver = drill.start("engines.teacher.max_down_s=2")
     drill.wait(driver, 0.4)
     drill.server.tell("go_away")
-    drill.kills += 1
+    drill.kills += drill.num_workers
     refused(drill, driver, "calls of a shard failed")
     drill.server.tell("come_back")
     drill.mark()
@@ -169,7 +180,7 @@ def server_away_too_long(drill: Drill) -> None:
 
 def disk_full(drill: Drill, *, file_bytes: int, what: str) -> None:
     refused(drill, drill.start(file_bytes=file_bytes), what)
-    drill.kills += 1
+    drill.kills += drill.num_workers
     drill.mark()
     drill.finish(drill.start())
 
@@ -179,7 +190,7 @@ def tmpfs_full(drill: Drill) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(drill.run_dir)], check=True)
     try:
         refused(drill, drill.start(), "No space left on device")
-        drill.kills += 1
+        drill.kills += drill.num_workers
         drill.mark()
         subprocess.run(["mount", "-o", "remount,size=50m", str(drill.run_dir)], check=True)
         drill.finish(drill.start())
@@ -260,61 +271,18 @@ def spoil(file: Path, how: str) -> None:
 # A cluster of several raylets.
 
 
-class Nodes:
-    """Ray with nodes of one core each, as processes on this machine."""
-
-    def __init__(self, number: int) -> None:
-        from ray.cluster_utils import Cluster
-
-        memory = 80 * 2**20
-        self._memory = memory
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False},
-        )
-        self._nodes: list[Any] = []
-        for _ in range(number):
-            self.add()
-
-    @property
-    def address(self) -> str:
-        return str(self._cluster.address)
-
-    def add(self) -> None:
-        self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=self._memory))
-
-    def kill_one(self) -> None:
-        """As a spot machine goes: no notice."""
-        self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
-
-    def workers(self) -> list[psutil.Process]:
-        """Processes of our actors, on all nodes."""
-        found = []
-        for node in self._nodes:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            found += [p for p in raylet.children(recursive=True) if "_Actor" in " ".join(p.cmdline()[:1])]
-        return found
-
-    def stop(self) -> None:
-        self._cluster.shutdown()
-
-
 @contextmanager
-def on_nodes(
-    drill: Drill, number: int, *more: str
-) -> Iterator[tuple[Nodes, Callable[[], subprocess.Popen[str]]]]:
-    nodes = Nodes(number)
-    drill.workers = 2
-    executor = f"executor={{kind: ray, num_workers: 2, address: '{nodes.address}'}}"
-    try:
-        yield nodes, lambda: drill.start(executor, *more)
-    finally:
-        nodes.stop()
+def on_nodes(drill: Drill, number: int) -> Iterator[Nodes]:
+    """Drivers that are started inside work on a cluster of their own."""
+    with Nodes(number) as nodes:
+        drill.nodes = nodes
+        yield nodes
+    drill.nodes = None
 
 
 def worker_killed(drill: Drill, *, shares: tuple[float, ...]) -> None:
-    with on_nodes(drill, 2) as (nodes, start):
-        driver = start()
+    with on_nodes(drill, 2) as nodes:
+        driver = drill.start()
         for share in shares:
             drill.wait(driver, share)
             drill.kill(nodes.workers()[0].pid)
@@ -322,8 +290,8 @@ def worker_killed(drill: Drill, *, shares: tuple[float, ...]) -> None:
 
 
 def node_killed(drill: Drill, *, comes_back: bool) -> None:
-    with on_nodes(drill, 2) as (nodes, start):
-        driver = start()
+    with on_nodes(drill, 2) as nodes:
+        driver = drill.start()
         drill.wait(driver, 0.4)
         nodes.kill_one()
         drill.kills += 1
@@ -335,32 +303,28 @@ def node_killed(drill: Drill, *, comes_back: bool) -> None:
 
 
 def node_comes_late(drill: Drill) -> None:
-    with on_nodes(drill, 1) as (nodes, start):
-        driver = start()
+    with on_nodes(drill, 1) as nodes:
+        driver = drill.start()
         drill.wait(driver, 0.3)
         nodes.add()
         drill.finish(driver)
 
 
 def ray_driver_killed(drill: Drill) -> None:
-    with on_nodes(drill, 2) as (_, start):
-        driver = start()
-        drill.wait(driver, 0.5)
-        drill.kill(driver.pid, reap=driver)
-        drill.kills += 1  # two workers
-        drill.finish(start())
+    with on_nodes(drill, 2):
+        driver_killed(drill, shares=(0.5,))
 
 
 def ray_second_driver(drill: Drill) -> None:
-    with on_nodes(drill, 2) as (_, start):
-        refused_beside(drill, start)
+    with on_nodes(drill, 2):
+        second_driver(drill)
 
 
 def cluster_dies(drill: Drill) -> None:
-    with on_nodes(drill, 2) as (_, start):
-        driver = start()
+    with on_nodes(drill, 2):
+        driver = drill.start()
         drill.wait(driver, 0.5)
-        drill.kills += 2
+        drill.kills += drill.num_workers
     drill.finish(driver, to=None)
     drill.story[-1] = "lost its cluster"
     drill.mark()
@@ -433,11 +397,12 @@ BEST_EFFORT: dict[str, tuple[str, Callable[[Drill], None]]] = {
 FAULTS = LOCAL | RAY | BEST_EFFORT
 
 
-def disturbed(name: str, server: StubServer, reference: Undisturbed) -> Result:
-    """One run with one fault, brought to its end."""
+def disturbed(name: str, server: StubServer, reference: Undisturbed, nodes: Nodes | None = None) -> Result:
+    """One run with one fault, brought to its end; on a cluster that is there already, if one is given."""
     with tempfile.TemporaryDirectory() as folder:
-        server.tell("reset", name not in BEST_EFFORT)
-        drill = Drill(reference=reference, folder=Path(folder), server=server, exact=name not in BEST_EFFORT)
+        exact = name not in BEST_EFFORT
+        server.tell("reset", exact)
+        drill = Drill(reference=reference, folder=Path(folder), server=server, nodes=nodes, exact=exact)
         FAULTS[name][1](drill)
         return drill.result()
 
@@ -446,9 +411,12 @@ def main() -> None:
     """Print a row as each run ends."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="NAME")
-    parser.add_argument("--skip-ray", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--skip-ray", action="store_true", help="only faults that need no cluster")
+    which.add_argument("--on-ray", action="store_true", help="only those, but on a cluster of two nodes")
     args = parser.parse_args()
-    chosen = [name for name in args.only if not (args.skip_ray and (name in RAY or name == "any_worker"))]
+    is_local = args.skip_ray or args.on_ray
+    chosen = [name for name in args.only if not is_local or name in LOCAL or name == "any_driver"]
     if os.geteuid() != 0 and "tmpfs" in chosen:
         chosen.remove("tmpfs")
     print(
@@ -456,11 +424,14 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     failed = 0
-    with tempfile.TemporaryDirectory() as folder, prepared(Path(folder)) as (server, reference):
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server, reference = stack.enter_context(prepared(folder))
+        nodes = stack.enter_context(Nodes(2)) if args.on_ray else None
         for name in chosen:
             start = time.monotonic()
             try:
-                row = disturbed(name, server, reference)
+                row = disturbed(name, server, reference, nodes)
             except Exception as error:  # the other runs are worth having
                 failed += 1
                 print(f"| {FAULTS[name][0]} | FAILED: {' '.join(str(error).split())} |", flush=True)

@@ -5,7 +5,8 @@
 One vLLM server with random weights (8 layers of width 256, 1,087 tokens an image) and room in its KV cache for a
 third of the images. Both orders make the same six calls an image (ask, check, answer, judge, rewrite, judge again)
 with the prompts of the set `default`, through the stages of a run. The server computes every reply; since random
-weights say nothing, its text is then exchanged for one that lets the sample go on. Each order has its own images.
+weights say nothing, its text is then exchanged for one that lets the sample go on. Each order has its own images;
+which one begins alternates by repeat, and the interval is Student's, over repeats.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from interval import ROUNDS, interval
 from PIL import Image
+from vllm_plugin import python_path
 
 from infinity_mm.engines.base import Capabilities, Engine, Failure, Reply, Request
 from infinity_mm.engines.openai import OpenAISpec
@@ -282,36 +285,38 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=48, help="for each order")
     parser.add_argument("--in-flight", type=int, default=12, help="images at the same time, in both orders")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, choices=ROUNDS, default=3)
     args = parser.parse_args()
     if importlib.util.find_spec("vllm") is None:
         print("skipped: vLLM is not installed in this environment")
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as plugin:
         letters = save_model(Path(folder))
         config = serve_config(folder, args.images, args.in_flight)
-        own = serve_environment() | {"HF_HUB_OFFLINE": "1"}
+        own = serve_environment() | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": python_path(plugin)}
         with running(serve_command(config), config.url, environment=own, timeout_s=600) as server:
-            asyncio.run(
-                measure(config.url, server.pid, folder, letters, Pictures(4, seed=10**6), "image_by_image", 4)
-            )  # warm-up
+
+            def take(pictures: Pictures, order: str, in_flight: int) -> Measured:
+                return asyncio.run(
+                    measure(config.url, server.pid, folder, letters, pictures, order, in_flight)
+                )
+
+            take(Pictures(4, seed=10**6), "image_by_image", 4)  # warm-up
             print(
                 "| order | wall s | server CPU s | calls | prompt tokens a call | prefix-cache hits | as replies say |"
             )
             print("|---|---|---|---|---|---|---|")
-            ratios: list[str] = []
+            took: dict[str, list[Measured]] = {"image_by_image": [], "stage_by_stage": []}
             for repeat in range(args.repeats):
-                took: dict[str, Measured] = {}
-                for place, order in enumerate(("image_by_image", "stage_by_stage")):
+                for place, order in enumerate(sorted(took, reverse=repeat % 2 == 1)):
                     pictures = Pictures(args.images, seed=2 * repeat + place)
-                    measured = asyncio.run(
-                        measure(config.url, server.pid, folder, letters, pictures, order, args.in_flight)
-                    )
-                    show(order.replace("_", " "), measured)
-                    took[order] = measured
-                all_after, each = took["stage_by_stage"], took["image_by_image"]
-                ratios.append(f"{all_after.wall_s / each.wall_s:.2f} ({all_after.cpu_s / each.cpu_s:.2f})")
-    print(f"\nstage by stage takes {', '.join(ratios)} times as long (processor time)")
+                    took[order].append(take(pictures, order, args.in_flight))
+                    show(order.replace("_", " "), took[order][-1])
+    print()
+    for name, what in (("wall_s", "time"), ("cpu_s", "processor time of the server")):
+        first, other = ([getattr(measured, name) for measured in each] for each in took.values())
+        low, middle, high = interval([b / a for a, b in zip(first, other, strict=True)])
+        print(f"stage by stage takes {middle:.2f} times the {what} (95 % interval {low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

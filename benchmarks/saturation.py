@@ -76,8 +76,8 @@ async def bare(url: str, requests: Sequence[bytes], in_flight: int) -> int:
             for body in left:
                 headers = {"Content-Type": "application/json"}
                 async with session.post(f"{url}/chat/completions", data=body, headers=headers) as response:
-                    said = (await response.json())["choices"][0]["message"]["content"]
-                    answered += said.endswith("?")
+                    # Null where a model's first token was its last.
+                    answered += "content" in (await response.json())["choices"][0]["message"]
 
         await asyncio.gather(*(work() for _ in range(in_flight)))
     return answered
@@ -132,8 +132,6 @@ def ours(url: str, number: int, in_flight: int, folder: str) -> tuple[float, flo
     seeds = SeedPass(number=number // CALLS_PER_SAMPLE)
     run_passes([seeds], run, LocalExecutor())
     wall, cpu = time.perf_counter(), time.process_time()
-    global START
-    START = wall
     run_passes([seeds, journeys], run, LocalExecutor())
     seconds = time.perf_counter() - wall, time.process_time() - cpu
     kept = len(Journal(run.path("journal"), "reader"))

@@ -1,4 +1,4 @@
-"""The fault drill in short: four of the runs of `benchmarks/faults.py`, on one machine without Ray."""
+"""The fault drill in short: five of the runs of `benchmarks/faults.py`, one of them on a Ray cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stub
         yield server_and_run
 
 
-@pytest.mark.parametrize("fault", ["driver_middle", "truncated", "disk_journal", "shard_flip"])
+@pytest.mark.parametrize("fault", ["driver_middle", "truncated", "disk_journal", "shard_flip", "worker"])
 def test_a_disturbed_run_ends_with_the_bytes_of_the_undisturbed_one(
     undisturbed: tuple[StubServer, Undisturbed], fault: str
 ) -> None:
