@@ -248,6 +248,8 @@ def varlen_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention within spans; queries, keys and values are (B, H, T, a), the spans run over B * T positions."""
+    # Under autocast rotary positions leave queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     problem = varlen_problem(query.device, query.dtype)
     if problem is not None:
         raise explain(what=problem, where="attention backend varlen", fix="use flex_attention or sdpa")

@@ -93,6 +93,8 @@ class Flops:
     """Layers of the language model."""
     head: int = 0
     """Language-modelling head."""
+    vision_attention: int = 0
+    """The share of `vision` that multiplies activations by activations."""
     connector_attention: int = 0
     """The share of `connector` that multiplies activations by activations."""
     language_attention: int = 0
@@ -157,13 +159,23 @@ def vision_flops(sizes: VisionSizes, rows: int, columns: int) -> int:
     """The vision tower on one view of `rows` x `columns` units."""
     patches, d = sizes.num_patches(rows, columns), sizes.hidden
     n = patches + sizes.class_tokens
+    weights = 4 * d * d + sizes.mlp_matrices * d * sizes.mlp
+    return (
+        2 * patches * sizes.patch_values * d
+        + sizes.layers * 2 * n * weights
+        + _vision_attention(sizes, rows, columns)
+    )
+
+
+def _vision_attention(sizes: VisionSizes, rows: int, columns: int) -> int:
+    """The products of queries with keys and of weights with values, on one view."""
+    n = sizes.num_patches(rows, columns) + sizes.class_tokens
     whole = sizes.layers if sizes.window is None else sizes.full_layers
     pairs = whole * n * n
     if sizes.window is not None:
         in_windows = _squares(rows, sizes.window) * _squares(columns, sizes.window)
         pairs += (sizes.layers - whole) * in_windows
-    weights = 4 * d * d + sizes.mlp_matrices * d * sizes.mlp
-    return 2 * patches * sizes.patch_values * d + sizes.layers * 2 * n * weights + 4 * pairs * d
+    return 4 * pairs * sizes.hidden
 
 
 def _squares(side: int, window: int) -> int:
@@ -201,6 +213,9 @@ def forward_flops(
         ),
         language_model=2 * tokens * weights * sizes.text_layers + language_attention,
         head=2 * labelled * d * sizes.vocab,
+        vision_attention=sum(
+            count * _vision_attention(sizes.vision, rows, columns) for count, rows, columns in parts
+        ),
         connector_attention=sum(
             count * _connector_attention(sizes, sizes.vision.num_patches(rows, columns))
             for count, rows, columns in parts
@@ -209,15 +224,16 @@ def forward_flops(
     )
 
 
-def training_flops(flops: Flops, *, trained: Collection[str]) -> int:
-    """Forward and backward pass; `trained` holds names out of vision_tower, connector, language_model.
+def training_flops(flops: Flops, *, trained: Collection[str], adapted: Collection[str] = ()) -> int:
+    """Forward and backward pass; `trained` holds names out of vision_tower, connector, language_model, `adapted` those
+    of frozen parts with adapters, which pass gradients on; the adapters' own work is not counted.
 
     A product with a trained matrix costs three times its forward pass: the output, the gradient of the input, the
     gradient of the matrix. A frozen part that passes gradients on to a trained one before it costs two, or three where
     it multiplies activations; a frozen part before all trained ones costs one. The input gradient of the first
     trained matrix, which nobody needs, is counted too. Recomputation by gradient checkpointing is not counted.
     """
-    unknown = set(trained) - {"vision_tower", "connector", "language_model"}
+    unknown = {*trained, *adapted} - {"vision_tower", "connector", "language_model"}
     if unknown:
         raise explain(
             what=f"the model has no part called {min(unknown)!r}",
@@ -226,14 +242,15 @@ def training_flops(flops: Flops, *, trained: Collection[str]) -> int:
         )
     total, gradient_passes = 0, False
     for name, forward, attention in (
-        ("vision_tower", flops.vision, 0),
+        ("vision_tower", flops.vision, flops.vision_attention),
         ("connector", flops.connector, flops.connector_attention),
         ("language_model", flops.language_model + flops.head, flops.language_attention),
     ):
         if name in trained:
             gradient_passes = True
             total += 3 * forward
-        elif gradient_passes:
+        elif gradient_passes or name in adapted:
+            gradient_passes = True
             total += 2 * forward + attention
         else:
             total += forward

@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -128,12 +128,19 @@ def clip(optimizer: torch.optim.Optimizer, norms: dict[str, float], largest: flo
                     grad.mul_(largest / (norm + 1e-6))
 
 
-def step_flops(sizes: ModelSizes, batches: Iterable[Packed], trained: Collection[str]) -> tuple[int, int]:
+def step_flops(
+    sizes: ModelSizes,
+    batches: Iterable[Packed],
+    trained: Collection[str],
+    adapters: Mapping[str, int] | None = None,
+) -> tuple[int, int]:
     """(operations for tokens and images, operations for padding) of forward and backward passes.
 
     A sample's tokens attend to their own sample alone, so that is what counts as useful; what a kernel computes and
-    masks away is nobody's use. A position of padding is counted with what the layers do to it.
+    masks away is nobody's use. A position of padding is counted with what the layers do to it. `adapters`: parameters
+    of the adapters in each frozen part; each is multiplied with every position of its part, forward and backward.
     """
+    adapters = adapters or {}
     useful = padding = 0
     for batch in batches:
         views = [] if batch.view_shapes is None else [(r, c) for _, r, c, *_ in batch.view_shapes.tolist()]
@@ -143,11 +150,21 @@ def step_flops(sizes: ModelSizes, batches: Iterable[Packed], trained: Collection
                 sizes, views=views, tokens=batch.num_tokens, labelled=batch.num_labels, attended_pairs=pairs
             ),
             trained=trained,
+            adapted=adapters,
         )
+        positions = {
+            "vision_tower": sum(sizes.vision.num_patches(r, c) for r, c in views),
+            "connector": sum(sizes.num_tokens(r, c) for r, c in views),
+            "language_model": batch.num_tokens,
+        }
+        useful += sum(6 * positions[part] * count for part, count in adapters.items())
         empty = batch.sample_ids.numel() - batch.num_tokens
         padding += training_flops(
-            forward_flops(sizes, views=(), tokens=empty, labelled=0, attended_pairs=empty), trained=trained
+            forward_flops(sizes, views=(), tokens=empty, labelled=0, attended_pairs=empty),
+            trained=trained,
+            adapted=adapters,
         )
+        padding += 6 * empty * adapters.get("language_model", 0)
     return useful, padding
 
 

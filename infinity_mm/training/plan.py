@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +20,42 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from infinity_mm.data.encode import IGNORE
+from infinity_mm.data.encode import IGNORE, Encoder, RowEncoder
 from infinity_mm.data.loader import EncodedRows
 from infinity_mm.data.packing import Packed
-from infinity_mm.data.plan import Planner
+from infinity_mm.data.plan import Planner, Window
+from infinity_mm.errors import UserError
 from infinity_mm.families import INFINITY_MM, family_of
-from infinity_mm.families.base import PARTS, Family, part_of
-from infinity_mm.model.cross_entropy import CHUNK_LOGITS
-from infinity_mm.model.flops import ModelSizes
+from infinity_mm.families.base import Family
 from infinity_mm.model.load import load_sizes
 from infinity_mm.model.modeling import InfinityMMForConditionalGeneration
 from infinity_mm.training.config import SftConfig, StartConfig
 from infinity_mm.training.curriculum import Stage
-from infinity_mm.training.mixing import build_planner
+from infinity_mm.training.footprint import Memory, count_learned, estimate_memory
+from infinity_mm.training.mixing import build_planner, indexed, read_listed
 from infinity_mm.training.monitor import BF16_PEAKS, step_flops
-from infinity_mm.training.optim import trained_parts
 from infinity_mm.training.start import build_mixture, limits_of, start_model
+from infinity_mm.vision.slicing import area_used, aspect_error, plan_slices
 
 ASSUMED_MFU = 0.35
 """Useful operations over the peak, an assumption; others report 0.3 to 0.45 for models of 7B to 8B."""
 NAMED = ("A100", "H100", "H200")
-WINDOWS, ROWS = 4, 8
-"""So much of the data is looked at: windows for the fill, rows for the operations."""
+WINDOWS, ROWS, IMAGES = 4, 8, 200
+"""So much of the data of every phase is looked at: windows for the fill, rows for the operations, sizes of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Estimated bytes of one process, in GB."""
+class Slicing:
+    """What slices whose sides are multiples of whole tokens do to images (`views: uhd`)."""
 
-    weights: float
-    """Float32, all parts, and in bf16 the copies that the products use."""
-    gradients: float
-    optimizer: float
-    activations: float
-    """Kept for the backward pass of one micro-batch."""
-    loss: float
-    """Logits of one chunk, three times."""
-    total: float
-    sharded_8: float
-    """The same when weights, gradients and optimiser are spread over 8 processes."""
+    num_images: int
+    """So many were looked at."""
+    area_used: float
+    """Share of the views' area budget that is filled, mean."""
+    least_area_used: float
+    aspect_error: float
+    """Factor by which the worst view of an image is stretched, 1 is exact; mean."""
+    worst_aspect_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,9 @@ class StagePlan:
     name: str
     trained: list[str]
     parameters: dict[str, int]
-    """By part of the model."""
+    """By part of the model, without adapters."""
+    trained_parameters: dict[str, int]
+    """By part: what gets a gradient, adapters included."""
     memory_gb: Memory
     samples_per_epoch: int
     fill: float
@@ -82,10 +81,12 @@ class StagePlan:
     tokens_per_step: float
     tokens: float
     """Of the whole stage, padding left out."""
-    flops: float
-    """Of the whole stage, forward and backward, padding left out."""
+    flops: float | None
+    """Of the whole stage, forward and backward, padding left out; None for a model without a formula."""
     gpu_hours: dict[str, float]
-    """By device, at `ASSUMED_MFU`."""
+    """By device, at `ASSUMED_MFU`; empty for a model without a formula."""
+    slicing: Slicing | None
+    """None for models that cut images otherwise, and where no image was looked at."""
     preview: list[tuple[str, bool]]
     """A sample as the model reads it: pieces of text, and whether they are learned."""
 
@@ -101,8 +102,7 @@ def print_plan(stages: Sequence[Stage], *, only: str | None = None, as_json: boo
     for plan in plans:
         console.print("\n".join(_lines(plan)))
     if len(plans) > 1:
-        hours = ", ".join(f"{name} {sum(p.gpu_hours[name] for p in plans):.1f}" for name in NAMED)
-        console.print(f"\nall stages: {sum(p.tokens for p in plans):.3g} tokens, GPU-hours: {hours}")
+        console.print(f"\nall stages: {sum(p.tokens for p in plans):.3g} tokens{_hours_of_all(plans)}")
 
 
 def plan_stages(stages: Sequence[Stage], names: Sequence[str]) -> list[StagePlan]:
@@ -133,42 +133,83 @@ def _sizes_only(config: SftConfig) -> tuple[Family, PreTrainedModel, Any]:
     return family, model, AutoProcessor.from_pretrained(folder)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Phase:
+    """What was measured of one phase of the mixture."""
+
+    steps: int
+    windows: list[Window]
+    batches: list[Packed]
+    flops_per_row: float
+
+    @property
+    def rows(self) -> list[Any]:
+        return [row for window in self.windows for row in window.rows]
+
+    def per_row(self, count: Callable[[Any], int]) -> float:
+        """Mean over rows of the sum over a row's samples."""
+        return sum(count(sample) for row in self.rows for sample in row) / len(self.rows)
+
+
 def _plan(stage: Stage, family: Family, model: PreTrainedModel, processor: Any) -> StagePlan:
     config = stage.config
-    encoder, sizes, trained = family.encoder(processor), family.sizes(model.config), trained_parts(config)
-    one_step = SftConfig(**{**_fields(config), "steps": 1, "epochs": None, "mix_by_phase": ()})
-    mixture = build_mixture(config.data, temperature=config.mix_temperature)
-    planner, _ = build_planner(one_step, mixture, encoder, family.vision_cost(model.config), ())
-    rows, num_samples, num_dropped = _some_rows(planner)
-    used = sum(len(row) for row in rows)
-    tokens_per_row = sum(sample.tokens for row in rows for sample in row) / len(rows)
-    dataset = EncodedRows(planner.phases, encoder, config.row_tokens)
-    batches = [dataset[[row]][0] for row in rows[:: max(1, len(rows) // ROWS)][:ROWS]]
-    flops_per_row = sum(step_flops(sizes, [batch], trained)[0] for batch in batches) / len(batches)
+    encoder, learned = family.encoder(processor), count_learned(family, model, config)
+    planner = _planner(config, family, model, encoder)
+    try:
+        sizes = family.sizes(model.config)
+    except UserError:  # trained all the same
+        sizes = None
+    whole = {part for part, count in learned.trained.items() if count and part not in learned.adapters}
+    first = _windows(planner, 0)
     per_epoch = len(planner.phases[0].mixture)
     steps = config.steps
     if steps is None:
         assert config.epochs is not None
-        steps = max(1, round(config.epochs * per_epoch * len(rows) / num_samples / config.global_batch_rows))
+        rows_per_sample = sum(len(w.rows) for w in first) / sum(len(w.opened) for w in first)
+        steps = max(1, round(config.epochs * per_epoch * rows_per_sample / config.global_batch_rows))
+    dataset = EncodedRows(planner.phases, encoder, config.row_tokens)
+    starts = [min(phase.from_step, steps) for phase in planner.phases]
+    phases: list[_Phase] = []
+    for number, (start, end) in enumerate(itertools.pairwise([*starts, steps])):
+        windows = first if number == 0 else _windows(planner, number)
+        rows = [row for window in windows for row in window.rows]
+        batches = [dataset[[row]][0] for row in rows[:: max(1, len(rows) // ROWS)][:ROWS]]
+        flops = 0 if sizes is None else step_flops(sizes, batches, whole, learned.adapters)[0]
+        phases.append(
+            _Phase(steps=end - start, windows=windows, batches=batches, flops_per_row=flops / len(batches))
+        )
+
+    def mean(value: Callable[[_Phase], float]) -> float:
+        return sum(phase.steps * value(phase) for phase in phases) / steps
+
+    batches = [batch for phase in phases for batch in phase.batches]
     per_step = config.global_batch_rows
-    parameters = _parameters(family, model)
+    tokens_per_row = mean(lambda phase: phase.per_row(lambda sample: sample.tokens))
+    flops = None if sizes is None else mean(lambda phase: phase.flops_per_row) * per_step * steps
+    vocab = model.config.get_text_config().vocab_size
     return StagePlan(
         name=stage.name,
-        trained=trained,
-        parameters=parameters,
-        memory_gb=estimate_memory(config, sizes, parameters, batches),
+        trained=[part for part, count in learned.trained.items() if count],
+        parameters=learned.parameters,
+        trained_parameters=learned.trained,
+        memory_gb=estimate_memory(config, sizes, vocab, learned, batches),
         samples_per_epoch=per_epoch,
         fill=tokens_per_row / config.row_tokens,
-        dropped=num_dropped / num_samples,
-        measured_samples=num_samples,
+        dropped=mean(
+            lambda phase: (
+                sum(len(w.dropped) for w in phase.windows) / sum(len(w.opened) for w in phase.windows)
+            )
+        ),
+        measured_samples=sum(len(window.opened) for phase in phases for window in phase.windows),
         steps=steps,
-        samples_per_step=used / len(rows) * per_step,
+        samples_per_step=mean(lambda phase: phase.per_row(lambda _: 1)) * per_step,
         tokens_per_step=tokens_per_row * per_step,
         tokens=tokens_per_row * per_step * steps,
-        flops=flops_per_row * per_step * steps,
-        gpu_hours={
-            name: flops_per_row * per_step * steps / (ASSUMED_MFU * BF16_PEAKS[name]) / 3600 for name in NAMED
-        },
+        flops=flops,
+        gpu_hours={}
+        if flops is None
+        else {name: flops / (ASSUMED_MFU * BF16_PEAKS[name]) / 3600 for name in NAMED},
+        slicing=_slicing(planner, encoder, [row for phase in phases for row in phase.rows]),
         preview=preview(
             batches[0],
             processor.tokenizer,
@@ -177,75 +218,47 @@ def _plan(stage: Stage, family: Family, model: PreTrainedModel, processor: Any) 
     )
 
 
-def _fields(config: SftConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+def _planner(config: SftConfig, family: Family, model: PreTrainedModel, encoder: RowEncoder) -> Planner:
+    """The run's own; but rows are not counted, and all samples are measured only where their domains are asked for."""
+    if config.steps is None:
+        config = replace(config, steps=1, epochs=None)
+    mixture = build_mixture(config.data, temperature=config.mix_temperature)
+    if any(source.domains for source in config.data):
+        mixture = indexed(config, mixture, encoder)
+    cost = family.vision_cost(model.config)
+    planner, _ = build_planner(config, mixture, encoder, cost, read_listed(config))
+    return planner
 
 
-def _some_rows(planner: Planner) -> tuple[list[Any], int, int]:
-    """(rows, samples, samples that are in none) of windows spread evenly over the first epoch."""
-    number = planner.windows_per_epoch(0)
-    windows = [planner.window(0, 0, place) for place in range(0, number, max(1, number // WINDOWS))]
-    windows = list(itertools.islice(windows, WINDOWS))
-    rows = [row for window in windows for row in window.rows]
-    return rows, sum(len(w.opened) for w in windows), sum(len(w.dropped) for w in windows)
+def _windows(planner: Planner, phase: int) -> list[Window]:
+    """Some, spread evenly over the first epoch of a phase."""
+    number = planner.windows_per_epoch(phase)
+    places = range(0, number, max(1, number // WINDOWS))
+    return [planner.window(phase, 0, place) for place in places[:WINDOWS]]
 
 
-def _parameters(family: Family, model: PreTrainedModel) -> dict[str, int]:
-    counts: dict[str, int] = dict.fromkeys(PARTS, 0)
-    for name, parameter in model.named_parameters():
-        counts[part_of(name, family.parts)] += parameter.numel()
-    return counts
-
-
-def estimate_memory(
-    config: SftConfig, sizes: ModelSizes, parameters: dict[str, int], batches: Sequence[Packed]
-) -> Memory:
-    """Weights, gradients and optimiser exactly; activations by what one layer keeps for each of its positions."""
-    all_parts = sum(parameters.values())
-    trained = sum(parameters[part] for part in trained_parts(config))
-    weights = (6 if config.precision == "bf16" else 4) * all_parts
-    moments = (4 if config.optimizer == "muon" else 8) * trained
-    positions = config.micro_batch_rows * config.row_tokens
-    patches = config.micro_batch_rows * max(_num_patches(sizes, batch) for batch in batches)
-    labels = config.micro_batch_rows * max(batch.num_labels for batch in batches)
-    activations = kept_bytes(config, sizes, positions=positions, patches=patches)
-    loss = 3 * 4 * min(labels * sizes.vocab, CHUNK_LOGITS)
-    gb = 1e-9
-    states = weights + 4 * trained + moments
-    return Memory(
-        weights=weights * gb,
-        gradients=4 * trained * gb,
-        optimizer=moments * gb,
-        activations=activations * gb,
-        loss=loss * gb,
-        total=(states + activations + loss) * gb,
-        sharded_8=(states / 8 + activations + loss) * gb,
+def _slicing(planner: Planner, encoder: RowEncoder, rows: Sequence[Any]) -> Slicing | None:
+    """What becomes of the images of some samples, spread evenly over the rows."""
+    if not isinstance(encoder, Encoder) or encoder.view_config.kind != "uhd":
+        return None
+    config = encoder.view_config
+    with_images = [sample for row in rows for sample in row if sample.vision]
+    plans = [
+        plan_slices(width, height, config)
+        for sample in with_images[:: max(1, len(with_images) // IMAGES)][:IMAGES]
+        for width, height in planner.phases[sample.key.phase].mixture.outline(0, sample.key.index).image_sizes
+    ]
+    if not plans:
+        return None
+    areas = [area_used(plan, config) for plan in plans]
+    errors = [aspect_error(plan) for plan in plans]
+    return Slicing(
+        num_images=len(plans),
+        area_used=sum(areas) / len(areas),
+        least_area_used=min(areas),
+        aspect_error=sum(errors) / len(errors),
+        worst_aspect_error=max(errors),
     )
-
-
-def kept_bytes(config: SftConfig, sizes: ModelSizes, *, positions: int, patches: int) -> float:
-    """Bytes kept for the backward pass: two norms with their inputs, queries, keys, values, attention's output, and
-    what the MLP makes; with checkpointing only the input of every layer, and one layer whole."""
-    width = 2 if config.precision == "bf16" else 4
-    text, vision = sizes.text_hidden, sizes.vision.hidden
-    # Norms are computed in float32 whatever the products are.
-    of_text = 4 * 4 * text + width * (
-        4 * text + 2 * sizes.text_query + 2 * sizes.text_key_value + 4 * sizes.text_mlp
-    )
-    of_patch = 4 * 2 * vision + width * (7 * vision + sizes.vision.mlp_matrices * sizes.vision.mlp)
-    if config.gradient_checkpointing:
-        text_total = positions * (4 * text * sizes.text_layers + of_text)
-        vision_total = patches * (4 * vision * sizes.vision.layers + of_patch)
-    else:
-        text_total = positions * of_text * sizes.text_layers
-        vision_total = patches * of_patch * sizes.vision.layers
-    frozen_before_all = "vision_tower" not in trained_parts(config)
-    return text_total + (0 if frozen_before_all else vision_total)
-
-
-def _num_patches(sizes: ModelSizes, batch: Packed) -> int:
-    shapes = [] if batch.view_shapes is None else batch.view_shapes[:, 1:3].tolist()
-    return sum(sizes.vision.num_patches(rows, columns) for rows, columns in shapes)
 
 
 def preview(batch: Packed, tokenizer: Any, image_id: int) -> list[tuple[str, bool]]:
@@ -262,27 +275,52 @@ def preview(batch: Packed, tokenizer: Any, image_id: int) -> list[tuple[str, boo
 
 
 def _lines(plan: StagePlan) -> list[str]:
-    memory, parameters = plan.memory_gb, plan.parameters
+    memory = plan.memory_gb
     shown = "".join(
         f"[black on green]{escape(t)}[/]" if learned else escape(t) for t, learned in plan.preview
     )
-    hours = ", ".join(f"{name} {value:.3g}" for name, value in plan.gpu_hours.items())
-    return [
+    activations = "unknown" if memory.activations is None else f"about {memory.activations:.2f}"
+    operations = "no formula for this language model"
+    if plan.flops is not None:
+        hours = ", ".join(f"{name} {value:.3g}" for name, value in plan.gpu_hours.items())
+        operations = f"{plan.flops:.3g}; GPU-hours at an assumed MFU of {ASSUMED_MFU:.0%}: {hours}"
+    lines = [
         f"\n[bold]{plan.name or 'run'}[/bold]",
-        "parameters   "
-        + ", ".join(
-            f"{part} {count / 1e6:.1f}M{'' if part in plan.trained else ' (frozen)'}"
-            for part, count in parameters.items()
-        ),
+        "parameters   " + ", ".join(_part_line(plan, part) for part in plan.parameters),
         f"memory       {memory.total:.2f} GB a process: weights {memory.weights:.2f}, gradients "
-        f"{memory.gradients:.2f}, optimiser {memory.optimizer:.2f}, activations about {memory.activations:.2f}, "
+        f"{memory.gradients:.2f}, optimiser {memory.optimizer:.2f}, activations {activations}, "
         f"loss {memory.loss:.2f}; "
         f"sharded over 8: {memory.sharded_8:.2f}",
         f"data         {plan.samples_per_epoch} samples an epoch, rows {plan.fill:.1%} full, {plan.dropped:.2%} "
         f"dropped (measured on {plan.measured_samples} samples)",
         f"steps        {plan.steps}, each about {plan.samples_per_step:.0f} samples and "
         f"{plan.tokens_per_step:.0f} tokens; {plan.tokens:.3g} tokens in all",
-        f"operations   {plan.flops:.3g}; GPU-hours at an assumed MFU of {ASSUMED_MFU:.0%}: {hours}",
+        f"operations   {operations}",
         "a sample     (green is learned)",
         shown,
     ]
+    if memory.host_rewind:
+        lines.insert(
+            3, f"host memory  {memory.host_rewind:.2f} GB a process for rewind; sharded over 8: an eighth"
+        )
+    if (slicing := plan.slicing) is not None:
+        lines.insert(
+            -3,
+            f"slices       {slicing.area_used:.1%} of the views' area used (least {slicing.least_area_used:.1%}), "
+            f"stretched by {slicing.aspect_error:.3f} (at most {slicing.worst_aspect_error:.3f}), measured on "
+            f"{slicing.num_images} images",
+        )
+    return lines
+
+
+def _part_line(plan: StagePlan, part: str) -> str:
+    count, trained = plan.parameters[part], plan.trained_parameters[part]
+    learns = "" if trained == count else f" ({trained / 1e6:.1f}M learn)" if trained else " (frozen)"
+    return f"{part} {count / 1e6:.1f}M{learns}"
+
+
+def _hours_of_all(plans: Sequence[StagePlan]) -> str:
+    if not all(plan.gpu_hours for plan in plans):
+        return ""
+    hours = ", ".join(f"{name} {sum(plan.gpu_hours[name] for plan in plans):.1f}" for name in NAMED)
+    return f", GPU-hours: {hours}"

@@ -118,6 +118,14 @@ def test_training_costs_three_two_or_one_forward_pass_by_what_is_frozen(
     assert training_flops(flops, trained=trained) == expected
 
 
+def test_a_frozen_part_with_adapters_passes_gradients_on_and_those_before_it_do_not() -> None:
+    flops = Flops(
+        vision=1000, connector=100, language_model=10, head=1, vision_attention=50, language_attention=4
+    )
+    assert training_flops(flops, trained=(), adapted={"language_model"}) == 1100 + 2 * 11 + 4
+    assert training_flops(flops, trained=(), adapted={"vision_tower"}) == 2050 + 2 * 100 + 2 * 11 + 4
+
+
 def test_an_unknown_part_cannot_be_trained() -> None:
     with pytest.raises(UserError, match="no part called 'tower'"):
         training_flops(Flops(), trained={"tower"})

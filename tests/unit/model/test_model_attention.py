@@ -150,6 +150,26 @@ def test_spans_give_what_the_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.allclose(alone, logits(model, text), atol=1e-5)
 
 
+def test_the_varlen_kernel_gets_one_half_precision_type_under_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _ = model_and_processor()
+    inputs = three_samples()
+    inputs["branch_ids"].zero_()
+    seen: set[torch.dtype] = set()
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.update((query.dtype, key.dtype, value.dtype))
+        return reference_varlen(query, key, value, *args, **options)
+
+    monkeypatch.setattr(attention, "varlen_problem", lambda *_: None)
+    monkeypatch.setattr(varlen, "varlen_attn", with_window(kernel))
+    model.set_attn_implementation("varlen")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model, inputs)
+    assert seen == {torch.bfloat16}
+
+
 def with_window(kernel: Any) -> Any:
     """`kernel` with the parameter by which torch's own is recognised."""
 

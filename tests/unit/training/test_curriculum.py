@@ -159,6 +159,14 @@ def test_the_yi_vl_preset_has_other_stages_and_needs_no_other_code() -> None:
     assert {source.cap for source in three.config.data} == {50_000}
 
 
+@pytest.mark.parametrize("name", ["aquila_vl_2b", "yi_vl"])
+def test_presets_measure_their_data_once_and_round_weights_only_at_the_end(name: str) -> None:
+    configs = [stage.config for stage in load_stages(CONFIGS / name / "curriculum.yaml")]
+    assert all(config.index_dir is not None for config in configs)
+    assert {config.save_dtype for config in configs[:-1]} == {"float32"}
+    assert configs[-1].save_dtype == "bfloat16"
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda f: str(f.relative_to(CONFIGS)))
 def test_every_training_configuration_is_read_strictly(file: Path) -> None:
     if "output_dir" not in yaml.safe_load(
