@@ -22,7 +22,8 @@ TOYS = Path(__file__).parents[1] / "unit" / "runtime"
 sys.path.insert(0, str(TOYS))
 from toy_passes import Answers, Numbers, outputs  # noqa: E402 # pyright: ignore[reportMissingImports]
 
-from infinity_mm.errors import UserError  # noqa: E402
+from infinity_mm.errors import BudgetSpentError, UserError  # noqa: E402
+from infinity_mm.runtime.budget import BudgetConfig  # noqa: E402
 from infinity_mm.runtime.events import Event, UnitDone  # noqa: E402
 from infinity_mm.runtime.local import LocalExecutor  # noqa: E402
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult  # noqa: E402
@@ -125,10 +126,14 @@ def test_a_unit_that_kills_its_worker_once_is_worked_again(
 ) -> None:
     log = tmp_path / "log"
     Path(f"{log}.armed").touch()
-    passes = [Numbers(num_units=UNITS, log=str(log), kill="00005"), Answers()]
+    passes = [Numbers(num_units=UNITS, log=str(log), seconds=0.2, kill="00001"), Answers()]
     with RayExecutor(num_workers=4) as executor:
         run_passes(passes, Run(str(tmp_path / "run")), executor)
     assert outputs(tmp_path / "run") == expected
+    begun = [unit for unit, *_ in started(log)]
+    assert begun.index("00001", begun.index("00001") + 1) < begun.index(f"{UNITS - 1:05d}"), (
+        "not put off to the end"
+    )
 
 
 def test_a_unit_that_kills_every_worker_is_named_and_its_neighbours_are_not_blamed(
@@ -142,6 +147,12 @@ def test_a_unit_that_kills_every_worker_is_named_and_its_neighbours_are_not_blam
         run_passes(passes, run, executor)
     assert [unit for unit, *_ in started(log)].count("00005") == 3
     assert run.manifest("numbers") is None
+
+
+def test_limits_of_time_hold_while_workers_wait_for_a_node(cluster: str, tmp_path: Path) -> None:
+    budget = BudgetConfig(gpu_hours=2.5 / 3600)
+    with pytest.raises(BudgetSpentError), RayExecutor(num_workers=1, cpus_per_worker=100) as executor:
+        run_passes([Numbers()], Run(str(tmp_path / "run")), executor, budget=budget)
 
 
 @final
