@@ -11,14 +11,15 @@ import contextlib
 import logging
 import os
 import pickle
+import time
 import traceback
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, final
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from infinity_mm.errors import BudgetSpentError, UserError, explain
 from infinity_mm.runtime.budget import REPORT_S, Amount, Grant
@@ -26,6 +27,8 @@ from infinity_mm.runtime.link import Report
 from infinity_mm.runtime.passes import Unit
 from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Done, Failed, OpenWorker, Outcome, PassWork, Waiting
 
+NODE_LOSS_S = 30.0
+"""Longer than Ray takes to see that a node is gone."""
 _log = logging.getLogger(__name__)
 
 
@@ -169,14 +172,6 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}\n{notes}")
 
 
-def _is_node_lost(node: str | None, error: RayError) -> bool:
-    """Whether a worker died with its node, as far as Ray knows by now."""
-    if isinstance(error, RayActorError) and error.preempted:
-        return True
-    alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
-    return node is not None and node not in alive
-
-
 @dataclass(eq=False)
 class _Worker:
     """An actor as the driver sees it."""
@@ -210,10 +205,11 @@ class _Mapping:
         """Units whose worker died."""
         self._came_back: set[str] = set()
         """Ids of them all: worked alone, so that the one that kills is told from its neighbours."""
-        self._attempts: Counter[str] = Counter()
-        """Of a unit, those that a lost node does not excuse."""
+        self._deaths: dict[str, list[_Worker]] = defaultdict(list)
+        """Of a unit, the workers that died under it."""
         self._max_attempts = max_attempts
-        self._failed_opens = 0
+        self._failed_opens: list[_Worker] = []
+        """New workers that died since one was last opened."""
         self._num_deaths = 0
         self._busy: dict[Any, tuple[_Worker, Unit | Literal["node", "open", "report"]]] = {}
         """What each pending reference stands for: a unit, where the worker is, its opening, or its next report."""
@@ -259,7 +255,7 @@ class _Mapping:
                         worker.node = outcome
                     elif outcome is None:
                         worker.is_open = True
-                        self._failed_opens = 0
+                        self._failed_opens.clear()
                         self._listen(worker)
                     else:
                         raise outcome
@@ -314,7 +310,6 @@ class _Mapping:
                 self._send(worker, self._fresh.popleft())
 
     def _send(self, worker: _Worker, unit: Unit) -> None:
-        self._attempts[unit.id] += 1
         worker.units.append(unit)
         # A unit that comes back was partly paid for by a worker that is dead; one opened before that does not know.
         is_behind = unit.id in self._came_back and worker.num_deaths < self._num_deaths
@@ -322,35 +317,46 @@ class _Mapping:
             worker.num_deaths = self._num_deaths
         self._busy[worker.actor.work.remote(unit, self._work if is_behind else None)] = (worker, unit)
 
-    def _bury(self, worker: _Worker, error: RayError) -> Iterator[Failed | Report]:
+    def _bury(self, worker: _Worker, error: RayError) -> Iterator[Failed | Report | Waiting]:
         """Forget a dead worker; its units are tried again, or reported if that was often enough."""
         with contextlib.suppress(RayError):
             ray.kill(worker.actor, no_restart=True)  # it may only be out of reach, and would go on working
         self._busy = {ref: job for ref, job in self._busy.items() if job[0] is not worker}
         self._num_deaths += 1
-        is_node_lost = _is_node_lost(worker.node, error)
-        if not worker.is_open and worker.is_new and not is_node_lost:
-            self._failed_opens += 1
-            if self._failed_opens >= self._max_attempts:
-                raise self._died(
-                    f"{self._failed_opens} workers died while opening pass `{self._pass_name}`", error
-                )
-        _log.warning(
-            "A worker of pass %s %s; %d units are worked again",
-            self._pass_name,
-            "was lost with its node" if is_node_lost else "died",
-            len(worker.units),
-        )
+        num_units = len(worker.units)
+        _log.warning("A worker of pass %s died; %d units are worked again", self._pass_name, num_units)
         if worker.name is not None:
             yield Report(worker=worker.name, need=Amount(), wish=Amount(), spent=None, is_last=True)
+        if not worker.is_open and worker.is_new:
+            self._failed_opens.append(worker)
+            if (yield from self._is_enough(self._failed_opens, error)):
+                raise self._died(
+                    f"{self._max_attempts} workers died while opening pass `{self._pass_name}`", error
+                )
         for unit in worker.units:
             self._came_back.add(unit.id)
-            self._attempts[unit.id] -= is_node_lost
-            if self._attempts[unit.id] < self._max_attempts:
-                self._again.append(unit)
-            else:
+            self._deaths[unit.id].append(worker)
+            if (yield from self._is_enough(self._deaths[unit.id], error)):
                 what = f"unit `{unit.id}` of pass `{self._pass_name}` took {self._max_attempts} workers down with it"
                 yield Failed(unit=unit.id, error=self._died(what, error))
+            else:
+                self._again.append(unit)
+
+    def _is_enough(self, dead: Sequence[_Worker], error: RayError) -> Generator[Waiting, None, bool]:
+        """Whether so many workers died on nodes that live that another try is no use.
+
+        A lost node first shows as a worker out of reach, and some time later as a lost node: that is waited for
+        before anybody is blamed.
+        """
+        end = time.monotonic() + (NODE_LOSS_S if isinstance(error, ActorUnavailableError) else 0.0)
+        while True:
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            if sum(worker.node is None or worker.node in alive for worker in dead) < self._max_attempts:
+                return False
+            if time.monotonic() >= end:
+                return True
+            time.sleep(REPORT_S)
+            yield Waiting()
 
     def _cannot_load(self, error: RayTaskError) -> UserError:
         """What opening raises is returned, not raised: this is a pass that could not even be unpickled."""
