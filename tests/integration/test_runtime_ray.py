@@ -85,7 +85,8 @@ def test_ray_puts_out_the_same_bytes_as_one_process(
     assert [p.num_worked for p in summary.passes] == [UNITS, UNITS]
     processes = {process for _, process, *_ in started(log)}
     assert min(num_workers, 2) <= len(processes) <= num_workers
-    assert log.read_text().split().count("close") == len(processes)
+    # One that opened when the last units had been given out is closed as well.
+    assert len(processes) <= log.read_text().split().count("close") <= num_workers
     assert max(in_flight for _, _, in_flight, _ in started(log)) == "2"
     assert ray.is_initialized()  # it was not started by the executor
 
