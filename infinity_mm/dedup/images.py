@@ -54,7 +54,7 @@ def near_pairs(hashes: Sequence[str], radius: int) -> NDArray[np.int64]:
     members = _members(inverse, len(distinct))
     found = [np.empty((0, 2), dtype=np.int64)]
     found += [_within(group) for group in members if len(group) > 1]
-    found += [_across(members[a], members[b]) for a, b in _distinct_pairs(distinct, radius).tolist()]
+    found += [_across(members[a], members[b]) for a, b in near_words(distinct, radius).tolist()]
     pairs = np.sort(np.concatenate(found), axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
@@ -75,8 +75,8 @@ def choose_bands(num_hashes: int, radius: int) -> int:
     return min(range(1, 8), key=cost)
 
 
-def _distinct_pairs(words: NDArray[np.uint64], radius: int) -> NDArray[np.int64]:
-    """Index pairs of different words within the radius."""
+def near_words(words: NDArray[np.uint64], radius: int) -> NDArray[np.int64]:
+    """All pairs (i, j), i < j, of different words that differ in at most `radius` bits; shape (pairs, 2)."""
     nothing = np.empty((0, 2), dtype=np.int64)
     if radius == 0 or len(words) < 2:
         return nothing

@@ -124,6 +124,8 @@ class Bank:
         self._start = clock()
         self._written_to = 0.0
         """GPU seconds that the account on disk covers."""
+        self._written = Amount()
+        """What it covers besides."""
 
     def lend(self, worker: str, *, need: Amount, wish: Amount) -> Grant:
         """As much of the wish as is fair, and the need if there is enough; on disk before it is lent."""
@@ -135,13 +137,15 @@ class Bank:
         amount = need.at_least((need + wish).at_most(fair)).at_most(free)
         if amount != Amount():
             self._lent[worker] = self._lent.get(worker, Amount()) + amount
-            self._write()
+            if not self._total().within(self._written):
+                self._write(lending=amount)
         return Grant(amount=amount, is_last=not need.within(free))
 
-    def close_worker(self, worker: str, *, spent: Amount) -> None:
-        """Take back what a worker that has ended did not spend."""
+    def close_worker(self, worker: str, *, spent: Amount | None) -> None:
+        """Take back what a worker that has ended did not spend; nothing of one that died."""
         self._open.discard(worker)
-        self._lent[worker] = spent
+        if spent is not None:
+            self._lent[worker] = spent
 
     def check_time(self) -> None:
         """Raise at the limit of GPU hours, one report early rather than late; else keep the account on disk ahead."""
@@ -193,12 +197,17 @@ class Bank:
     def _gpu_seconds(self) -> float:
         return self._before.gpu_seconds + (self._clock() - self._start) * self.config.gpus
 
-    def _write(self, *, ahead: bool = True) -> None:
+    def _write(self, *, ahead: bool = True, lending: Amount | None = None) -> None:
         account = self.account()
         self._written_to = account.gpu_seconds + (LEASE_S * self.config.gpus if ahead else 0.0)
+        self._written = Amount(requests=account.requests, tokens=account.tokens)
+        if lending is not None and self.config.requests is None and self.config.tokens is None:
+            # No limit is near: one write covers the next lease of every worker, not a write and a sync for each.
+            for _ in self._open:
+                self._written += lending
         plain = {
-            "requests": account.requests,
-            "tokens": account.tokens,
+            "requests": self._written.requests,
+            "tokens": self._written.tokens,
             "gpu_seconds": round(self._written_to, 3),
         }
         files.write(self._url, json.dumps(plain).encode())

@@ -19,8 +19,8 @@ class Executor(Protocol):
     def map(self, work: PassWork, units: Sequence[Unit]) -> Generator[Outcome, None, None]:
         """Yield one result per unit, in the order in which they finish; closing the iterator stops the rest.
 
-        In between come reports, about one a second from each worker, whose `answer` takes the driver's grant; after a
-        unit that the budget stopped no other is begun.
+        In between come reports, about one a second from each worker, whose `answer` takes the driver's grant, and at
+        least once a second something; after a unit that the budget stopped no other is begun.
         """
         ...
 
@@ -41,10 +41,20 @@ class ExecutorConfig:
     """Cores each worker reserves and may use (OMP_NUM_THREADS)."""
     gpus_per_worker: float = 0.0
     """GPUs each worker reserves, for engines that run inside it; without a reservation Ray hides them."""
+    memory_gb_per_worker: float = 0.0
+    """Memory each worker reserves, in GiB, so that Ray starts no more of them on a node than fit; it is no limit."""
+    max_attempts: int = 3
+    """How often a unit may be started on workers that die under it; a node that is lost does not count."""
     address: str | None = None
     """Ray cluster: `auto` or an address; None is the cluster of a submitted job, else a private one on this machine."""
 
     def __post_init__(self) -> None:
+        if self.memory_gb_per_worker < 0 or self.max_attempts < 1:
+            raise explain(
+                what=f"memory_gb_per_worker={self.memory_gb_per_worker}, max_attempts={self.max_attempts}",
+                where="executor (configuration)",
+                fix="set memory_gb_per_worker to 0 for no reservation or above, and max_attempts to at least 1",
+            )
         if self.num_workers < 1 or self.cpus_per_worker < 1 or self.gpus_per_worker < 0:
             raise explain(
                 what=f"{self.num_workers} workers with {self.cpus_per_worker} CPUs, {self.gpus_per_worker} GPUs",
@@ -65,5 +75,7 @@ def make_executor(config: ExecutorConfig) -> Executor:
         num_workers=config.num_workers,
         cpus_per_worker=config.cpus_per_worker,
         gpus_per_worker=config.gpus_per_worker,
+        memory_gb_per_worker=config.memory_gb_per_worker,
+        max_attempts=config.max_attempts,
         address=config.address,
     )

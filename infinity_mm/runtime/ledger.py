@@ -147,12 +147,12 @@ def check_pass(pass_name: str, parts: Parts, *, before: Parts | None) -> None:
 
     Ids are held as 16-byte hashes, so that tens of millions fit in the driver. Raises `ConservationError`.
     """
-    came_in, put_out, wanted, continued = _keys(parts, _inputs, _outputs, _targets_elsewhere, _continued)
+    came_in, put_out, wanted = _keys(parts, _inputs, _outputs, _targets_elsewhere)
     for keys, select, what in ((came_in, _inputs, "came in"), (put_out, _outputs, "was put out")):
         doubles = keys[:-1][keys[1:] == keys[:-1]]
         if doubles.size:
             raise ConservationError(f"pass {pass_name}: {_named(parts, select, doubles)} {what} in two units")
-    missing = np.setdiff1d(wanted, continued)
+    missing = _without(np.unique(wanted), parts, _continued) if wanted.size else wanted
     if missing.size:
         ids = _named(parts, _targets_elsewhere, missing)
         raise ConservationError(f"pass {pass_name}: the target of a merge did not go on: {ids}")
@@ -203,7 +203,20 @@ def _keys(parts: Parts, *selects: _Select) -> list[NDArray[np.bytes_]]:
         for select, keys in zip(selects, found):
             for id_ in select(lines):
                 keys += _key(id_)
-    return [np.sort(np.frombuffer(bytes(keys), dtype="S16")) for keys in found]
+    arrays = [np.frombuffer(keys, dtype="S16") for keys in found]
+    for array in arrays:
+        array.sort()  # in place: there may be tens of millions
+    return arrays
+
+
+def _without(wanted: NDArray[np.bytes_], parts: Parts, select: _Select) -> NDArray[np.bytes_]:
+    """Those of some different, sorted hashes that a function selects in no part; the parts are read once more."""
+    is_found = np.zeros(len(wanted), bool)
+    for lines in parts():
+        (keys,) = _keys(lambda lines=lines: [lines], select)
+        at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+        is_found[at[wanted[at] == keys]] = True
+    return wanted[~is_found]
 
 
 def _key(id_: str) -> bytes:

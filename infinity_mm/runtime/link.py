@@ -34,10 +34,10 @@ class Report:
     """Without it nothing goes on."""
     wish: Amount
     """What would keep it going for a while."""
-    spent: Amount
-    """All it has spent since it was opened."""
+    spent: Amount | None
+    """All it has spent since it was opened; None from one that died, of which nobody knows."""
     is_last: bool
-    """The worker has closed."""
+    """The worker has closed, or died."""
     answer: Callable[[Grant], object] | None = None
     """Where the driver's grant goes; set by the executor."""
 

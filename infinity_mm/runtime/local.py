@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any, Self, final
 
 from infinity_mm.errors import BudgetSpentError
+from infinity_mm.runtime.budget import REPORT_S
 from infinity_mm.runtime.link import Report
 from infinity_mm.runtime.passes import Unit
-from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Failed, OpenWorker, Outcome, PassWork
+from infinity_mm.runtime.work import UNITS_IN_FLIGHT, Failed, OpenWorker, Outcome, PassWork, Waiting
 
 _Task = asyncio.Task[Any]
 """Of a unit, or of the worker's next report."""
@@ -27,7 +28,11 @@ class LocalExecutor:
         with asyncio.Runner() as runner:
             loop = runner.get_loop()
             worker = OpenWorker(work)
-            runner.run(worker.open())
+            opening = loop.create_task(worker.open())
+            while not opening.done():
+                runner.run(_first({opening}, timeout=REPORT_S))
+                yield Waiting()
+            opening.result()
             report = loop.create_task(worker.link.report())
             try:
                 while True:
@@ -57,8 +62,8 @@ class LocalExecutor:
         """Nothing to give back."""
 
 
-async def _first(tasks: set[_Task]) -> tuple[set[_Task], set[_Task]]:
-    return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+async def _first(tasks: set[_Task], timeout: float | None = None) -> tuple[set[_Task], set[_Task]]:
+    return await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _last(report: asyncio.Task[Report], worker: OpenWorker) -> Report:

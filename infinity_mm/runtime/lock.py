@@ -91,7 +91,12 @@ def run_lock(folder: str, *, beat_s: float = BEAT_S, lease_s: float = LEASE_S) -
     try:
         yield held
     finally:
-        held.release()
+        try:
+            held.release()
+        except Exception:  # the run's own error, if there is one, is what must be seen
+            _log.warning(
+                "could not remove the lock of this run; the next driver takes it over", exc_info=True
+            )
 
 
 def _take(folder: str, mine: dict[str, Any], lease_s: float) -> int:

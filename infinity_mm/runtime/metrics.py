@@ -44,6 +44,22 @@ class TallyCollector(Collector):
                 lambda one: calls(counts[one.name], "from_journal"),
             ),
             "calls_failed": ("Requests without a reply", lambda one: calls(counts[one.name], "failed_calls")),
+            "prompt_tokens": (
+                "Prompt tokens of all replies",
+                lambda one: calls(counts[one.name], "prompt_tokens"),
+            ),
+            "cached_tokens": (
+                "Of them, tokens that prefix caches had, as servers report them",
+                lambda one: calls(counts[one.name], "cached_tokens"),
+            ),
+            "cached_share": (
+                "Share of prompt tokens that prefix caches had",
+                lambda one: one.cached_share or 0,
+            ),
+            "tokens_per_second": (
+                "Tokens of replies that models gave lately, a second",
+                lambda one: one.rate("tokens") if one.state == "running" else 0,
+            ),
             "tokens": ("Tokens of replies that models gave now", lambda one: counts[one.name]["tokens_now"]),
             "eta_seconds": ("Seconds to the end of the pass, where known", lambda one: one.eta_s or 0),
         }

@@ -137,6 +137,8 @@ def line(tally: PassTally) -> str:
         parts.append(f"{asked} calls")
     if rate := tally.rate("tokens"):
         parts.append(f"{rate:.0f} tokens/s")
+    if (share := tally.cached_share) is not None:
+        parts.append(f"{share:.0%} cached")
     if (eta := tally.eta_s) is not None:
         parts.append(f"{clock(eta)} to go")
     return ", ".join(parts)
@@ -188,7 +190,8 @@ def _details(now: PassTally) -> Iterator[RenderableType]:
     if asked:
         known, failed = calls(counts, "from_journal"), calls(counts, "failed_calls")
         text = f"{asked:,} calls, {known / asked:.0%} from the journal, {failed:,} failed; "
-        yield Text(f"\n{text}{now.rate('tokens'):,.0f} tokens/s, {now.rate('samples'):.2f} images/s")
+        hits = "" if (share := now.cached_share) is None else f", {share:.0%} of prompts from prefix caches"
+        yield Text(f"\n{text}{now.rate('tokens'):,.0f} tokens/s{hits}, {now.rate('samples'):.2f} images/s")
     found = [
         (number, f"{stage}: {reason}" + (" (set aside)" if fate == "quarantined" else ""))
         for (stage, fate), reasons in now.fates.items()

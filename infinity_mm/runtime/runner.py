@@ -31,7 +31,7 @@ from infinity_mm.runtime.link import Report
 from infinity_mm.runtime.lock import Held, run_lock
 from infinity_mm.runtime.passes import Pass, Unit
 from infinity_mm.runtime.run import Run
-from infinity_mm.runtime.work import Done, Failed, PassWork
+from infinity_mm.runtime.work import Done, Failed, PassWork, Waiting
 from infinity_mm.storage import manifest
 from infinity_mm.storage.manifest import Entry, Manifest
 
@@ -196,6 +196,8 @@ def _work_units(
                     is_spent = True  # and go on: other workers wait for replies that are paid for
                 case Failed():
                     raise outcome.error
+                case Waiting():
+                    pass
                 case Report():
                     _hear(outcome, name, tell, bank)
     if is_spent:

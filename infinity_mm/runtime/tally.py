@@ -1,6 +1,6 @@
 """What the events of a run add up to at this moment: the one state behind terminal, JSON lines and metrics.
 
-Event --Tally--> PassTally: committed units + units under way --> samples done, fates, calls, tokens a second, ETA
+Event --Tally--> PassTally: units committed + under way --> samples done, fates, calls, cache hits, tokens a second, ETA
 """
 
 from __future__ import annotations
@@ -37,20 +37,14 @@ class PassTally:
     """Committed by an earlier call, which this one knows no more about."""
     num_inputs: int | None = None
     """Samples the pass will see, where that is known."""
-    committed: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of units committed and under way, kept up from report to report: adding all up each time would cost as much
+    again for every worker."""
     under_way: dict[str, Mapping[str, float]] = field(default_factory=dict)
     """Unit -> counts. A unit that another worker takes over starts again from nothing, and so do its counts here."""
     seconds: float = 0.0
     past: deque[tuple[float, float, float]] = field(default_factory=deque)
     """(seconds, samples done, tokens) of the last half minute."""
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Committed and under way."""
-        total = Counter(self.committed)
-        for counts in self.under_way.values():
-            total.update(counts)
-        return total
 
     @property
     def fates(self) -> dict[tuple[str, str], dict[str, int]]:
@@ -59,6 +53,12 @@ class PassTally:
         for stage, fate, reason, number in fate_counts(self.counts):
             found.setdefault((stage, fate), {})[reason] = int(number)
         return found
+
+    @property
+    def cached_share(self) -> float | None:
+        """Share of prompt tokens that prefix caches had; None where no server said so. Scoring bypasses caches."""
+        cached, prompts = (calls(self.counts, name) for name in ("cached_tokens", "prompt_tokens"))
+        return cached / prompts if cached and prompts else None
 
     def rate(self, which: Literal["samples", "tokens"]) -> float:
         """A second, lately."""
@@ -94,7 +94,8 @@ class PassTally:
             "samples_out": int(counts["out"]),
             "pairs_kept": int(counts["pairs"]),
             **ends,
-            **{name: calls(counts, name) for name in ("calls", "from_journal", "failed_calls")},
+            **{name: calls(counts, name) for name in BY_STAGE},
+            "cached_share": None if (share := self.cached_share) is None else round(share, 4),
             "tokens_now": int(counts["tokens_now"]),
             "tokens_per_s": round(self.rate("tokens"), 1),
             "eta_s": None if (eta := self.eta_s) is None else round(eta, 1),
@@ -102,8 +103,11 @@ class PassTally:
         }
 
 
+BY_STAGE = ("calls", "from_journal", "failed_calls", "prompt_tokens", "cached_tokens", "completion_tokens")
+
+
 def calls(counts: Mapping[str, float], name: str) -> int:
-    """The sum over stages of `calls.<stage>`, `from_journal.<stage>`, `failed_calls.<stage>`."""
+    """The sum over stages of `calls.<stage>`, or of another name in `BY_STAGE`."""
     return int(sum(number for key, number in counts.items() if key.startswith(f"{name}.")))
 
 
@@ -126,7 +130,7 @@ class Tally:
         """Take one event in and return the pass it is about."""
         match event:
             case PassSkipped(pass_name=name, totals=totals):
-                tally = PassTally(name=name, state="committed before", committed=Counter(totals))
+                tally = PassTally(name=name, state="committed before", counts=Counter(totals))
                 self.passes = self.passes | {name: tally}
             case PassStarted(pass_name=name):
                 tally = PassTally(
@@ -142,21 +146,20 @@ class Tally:
                 self._note(tally)
             case UnitDone(pass_name=name, unit=unit):
                 tally = self.passes[name]
-                committed = Counter(tally.committed)
-                committed.update(event.counts)
-                committed.update(event.metrics)
-                tally.committed = committed
+                self._settle(tally, unit, event.counts, event.metrics)
                 tally.under_way = {key: value for key, value in tally.under_way.items() if key != unit}
                 tally.units_done += 1
                 self._note(tally)
             case UnitsUnderWay(pass_name=name, counts=counts):
                 tally = self.passes[name]
+                for unit, now in counts.items():
+                    self._settle(tally, unit, now)
                 tally.under_way = {**tally.under_way, **counts}
                 self._note(tally)
             case PassCommitted(pass_name=name, totals=totals, seconds=seconds):
                 tally = self.passes[name]
-                kept = {key: n for key, n in tally.committed.items() if key not in totals}
-                tally.committed, tally.under_way = Counter(kept | dict(totals)), {}
+                kept = {key: n for key, n in tally.counts.items() if key not in totals}
+                tally.counts, tally.under_way = Counter(kept | dict(totals)), {}
                 tally.state, tally.units_done, tally.seconds = "committed", tally.num_units, seconds
         return tally
 
@@ -165,9 +168,16 @@ class Tally:
         if self.now is not None and self.now.state == "running":
             self.now.seconds = self._clock() - self._start
 
+    def _settle(self, tally: PassTally, unit: str, *now: Mapping[str, float]) -> None:
+        """Count a unit as it is now instead of as it was."""
+        counts = Counter(tally.counts)
+        counts.subtract(tally.under_way.get(unit, {}))
+        for each in now:
+            counts.update(each)
+        tally.counts = +counts  # a new one, because other threads read; without reasons that no longer hold
+
     def _note(self, tally: PassTally) -> None:
         self.tick()
-        counts = tally.counts
-        tally.past.append((tally.seconds, counts["in"], counts["tokens_now"]))
+        tally.past.append((tally.seconds, tally.counts["in"], tally.counts["tokens_now"]))
         while tally.past[0][0] < tally.seconds - _RATE_S and len(tally.past) > 2:
             tally.past.popleft()

@@ -57,7 +57,12 @@ class Failed:
     """What was raised, with the unit in a note."""
 
 
-Outcome = Done | Failed | Report
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A second passed without news: workers are loading, or wait for a place in the cluster."""
+
+
+Outcome = Done | Failed | Report | Waiting
 
 
 def commit_result(work: PassWork, unit: Unit, result: UnitResult, seconds: float) -> Entry:

@@ -124,6 +124,12 @@ def read_span(url: str, start: int, stop: int) -> bytes:
     return data
 
 
+def read_part(url: str, start: int, stop: int) -> bytes:
+    """Return the bytes from `start` up to `stop` or the end; raises `FileNotFoundError`."""
+    fs, path = open_fs(url)
+    return cast(bytes, fs.cat_file(path, start=start, end=stop))
+
+
 def exists(url: str) -> bool:
     """Whether there is a file or folder."""
     fs, path = open_fs(url)

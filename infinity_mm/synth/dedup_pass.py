@@ -1,6 +1,6 @@
 """Pass `dedup` (P3): conversations that another one already holds, found over the whole set.
 
-all conversations in id order --image hashes within a radius--> neighbours
+all conversations --numbers alone--> those that share a pair with one about the same picture --texts, in id order-->
 all its pairs in one earlier neighbour? --yes--> merged into that one
                                         --no---> goes on
 """
@@ -8,14 +8,17 @@ all its pairs in one earlier neighbour? --yes--> merged into that one
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from infinity_mm.data.regions import text_of
+from infinity_mm.dedup.candidates import may_repeat, pair_key
 from infinity_mm.dedup.images import near_pairs
 from infinity_mm.dedup.text import normalise, same_question
 from infinity_mm.errors import explain
@@ -60,19 +63,15 @@ class DedupPass:
         return digest(self.name, self.after, str(self.config.radius_bits))
 
     def units(self, run: Run) -> Sequence[Unit]:
-        """One unit per unit before; who is merged into whom is decided here, over all of them."""
+        """One unit per unit before; who is merged into whom is decided here, over all of them.
+
+        Memory as in `may_repeat`, plus the questions of conversations that share a pair with another one.
+        """
         manifest = run.manifest(self.after)
         assert manifest is not None, f"pass {self.name} runs after {self.after}"
-        home: dict[str, str] = {}
-        samples: list[Sample] = []
-        for unit in manifest.units:
-            found = run.unit_samples(self.after, unit)
-            home |= {sample.id: unit for sample in found}
-            samples += found
-        merges: dict[str, dict[str, str]] = {unit: {} for unit in manifest.units}
-        for id_, target in find_repeats(samples, self.config).items():
-            merges[home[id_]][id_] = target
-        return [Unit(id=unit, payload=merges[unit]) for unit in manifest.units]
+        parts = [partial(run.unit_samples, self.after, unit) for unit in manifest.units]
+        merges = find_repeats(parts, self.config)
+        return [Unit(id=unit, payload=merged) for unit, merged in zip(manifest.units, merges, strict=True)]
 
     def open(self, run: Run) -> AbstractAsyncContextManager[PassWorker]:
         """Nothing to start."""
@@ -106,24 +105,62 @@ class _DedupWorker:
         )
 
 
-def find_repeats(samples: Iterable[Sample], config: DedupConfig) -> dict[str, str]:
-    """Id -> the earlier conversation that it is merged into, which itself stays; decided in id order."""
-    ordered = sorted(samples, key=lambda sample: sample.id)
-    images = _image_groups(ordered)
-    earlier = _earlier_neighbours(list(images), config.radius_bits)
-    group_of = {sample.id: number for number, group in enumerate(images.values()) for sample in group}
-    pairs = {sample.id: pairs_of(sample) for sample in ordered}
-    stays: dict[int, list[Sample]] = defaultdict(list)
-    repeats: dict[str, str] = {}
-    for sample in ordered:
-        group = group_of[sample.id]
-        candidates = sorted((s for near in earlier[group] for s in stays[near]), key=lambda s: s.id)
-        target = next((c.id for c in candidates if _holds(pairs[c.id], pairs[sample.id])), None)
+@final
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """What is held of a conversation that may be a repeat or have one."""
+
+    id: str
+    part: int
+    images: tuple[str, ...]
+    pairs: tuple[tuple[str, bytes], ...]
+    """(question, hash of the normalised answer)."""
+
+
+def find_repeats(
+    parts: Sequence[Callable[[], Iterable[Sample]]], config: DedupConfig
+) -> list[dict[str, str]]:
+    """For each part of the set, id -> the earlier conversation that it is merged into, which itself stays.
+
+    Decided in id order over all parts. Each is read twice at most, the second time for conversations that have a pair
+    in common with another one about the same picture.
+    """
+    sizes: list[int] = []
+
+    def listed() -> Iterator[tuple[tuple[str, ...], list[int]]]:
+        for part in parts:
+            sizes.append(0)
+            for sample in part():
+                sizes[-1] += 1
+                yield _image_key(sample), [pair_key(*pair) for pair in pairs_of(sample)]
+
+    chosen = np.split(may_repeat(listed(), config.radius_bits), np.cumsum(sizes)[:-1])
+    talks = [
+        _Talk(sample.id, number, _image_key(sample), tuple((q, _hash(a)) for q, a in pairs_of(sample)))
+        for number, (part, is_chosen) in enumerate(zip(parts, chosen, strict=False))
+        if is_chosen.any()
+        for sample, one in zip(part(), is_chosen, strict=True)
+        if one
+    ]
+    merges: list[dict[str, str]] = [{} for _ in parts]
+    for talk, target in _repeats(talks, config.radius_bits):
+        merges[talk.part][talk.id] = target
+    return merges
+
+
+def _repeats(talks: Iterable[_Talk], radius_bits: int) -> Iterator[tuple[_Talk, str]]:
+    ordered = sorted(talks, key=lambda talk: talk.id)
+    numbers: dict[tuple[str, ...], int] = {}
+    groups = [numbers.setdefault(talk.images, len(numbers)) for talk in ordered]
+    near = _neighbours(list(numbers), radius_bits)
+    stays: dict[int, list[_Talk]] = defaultdict(list)
+    for talk, group in zip(ordered, groups, strict=True):
+        candidates = sorted((other for number in near[group] for other in stays[number]), key=lambda o: o.id)
+        target = next((other.id for other in candidates if _holds(other.pairs, talk.pairs)), None)
         if target is None:
-            stays[group].append(sample)
+            stays[group].append(talk)
         else:
-            repeats[sample.id] = target
-    return repeats
+            yield talk, target
 
 
 def pairs_of(sample: Sample) -> Counter[tuple[str, str]]:
@@ -132,7 +169,7 @@ def pairs_of(sample: Sample) -> Counter[tuple[str, str]]:
     return Counter((user, normalise(answer)) for user, answer in zip(texts[0::2], texts[1::2], strict=True))
 
 
-def _holds(earlier: Mapping[tuple[str, str], int], later: Mapping[tuple[str, str], int]) -> bool:
+def _holds(earlier: Sequence[tuple[str, bytes]], later: Sequence[tuple[str, bytes]]) -> bool:
     """Whether every pair of the later conversation is in the earlier one."""
     return bool(later) and all(
         any(answer == said and same_question(question, asked) for asked, said in earlier)
@@ -140,15 +177,16 @@ def _holds(earlier: Mapping[tuple[str, str], int], later: Mapping[tuple[str, str
     )
 
 
-def _image_groups(samples: Sequence[Sample]) -> dict[tuple[str, ...], list[Sample]]:
-    """Samples by the hashes of their images: perceptual where known, else of the bytes."""
-    groups: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[tuple(image.phash or image.sha256 for image in sample.images)].append(sample)
-    return groups
+def _hash(answer: str) -> bytes:
+    return blake2b(answer.encode(), digest_size=16).digest()
 
 
-def _earlier_neighbours(keys: Sequence[tuple[str, ...]], radius_bits: int) -> list[list[int]]:
+def _image_key(sample: Sample) -> tuple[str, ...]:
+    """The hashes of its images: perceptual where known, else of the bytes."""
+    return tuple(image.phash or image.sha256 for image in sample.images)
+
+
+def _neighbours(keys: Sequence[tuple[str, ...]], radius_bits: int) -> list[list[int]]:
     """For every group of images, the groups that show the same: itself, and those within the radius.
 
     Only single images are compared by distance; documents and image lists must be equal.

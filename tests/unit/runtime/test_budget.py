@@ -70,6 +70,27 @@ def test_what_is_lent_is_on_disk_before_it_is_spent_and_what_was_not_spent_comes
     assert (account.requests, account.tokens) == (25, 7)
 
 
+def test_without_limits_one_write_covers_a_lease_of_every_worker(tmp_path: Path) -> None:
+    bank = Bank(BudgetConfig(), str(tmp_path))
+    covered = []
+    for worker in "aba":
+        bank.lend(worker, need=Amount(requests=10), wish=Amount())
+        covered.append(read_account(str(tmp_path)).requests)
+    assert covered == [20, 20, 50], "never less than the 10, 20 and 30 that are lent"
+    bank.close()
+    assert read_account(str(tmp_path)).requests == 30
+
+
+def test_a_worker_that_died_has_spent_all_it_was_lent_and_takes_no_share_any_more(tmp_path: Path) -> None:
+    bank = Bank(BudgetConfig(requests=16), str(tmp_path))
+    wish = Amount(requests=100)
+    assert bank.lend("a", need=Amount(), wish=wish).amount.requests == 8
+    assert bank.lend("b", need=Amount(), wish=wish).amount.requests == 2, "half of 8, for two"
+    bank.close_worker("a", spent=None)
+    assert bank.lend("b", need=Amount(), wish=wish).amount.requests == 3, "half of 6"
+    assert bank.account().requests == 13
+
+
 def test_a_later_call_goes_on_from_what_was_spent(tmp_path: Path) -> None:
     first = Bank(BudgetConfig(requests=10), str(tmp_path))
     first.lend("a", need=Amount(requests=10), wish=Amount())

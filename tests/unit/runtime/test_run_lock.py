@@ -41,6 +41,22 @@ def test_a_second_driver_is_refused_with_the_first_ones_name_until_it_is_done(lo
     assert list(lock.iterdir()) == []
 
 
+def test_a_lock_that_cannot_be_removed_does_not_hide_why_the_run_ended(
+    lock: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> None:
+        with run_lock(str(lock)):
+            monkeypatch.setattr(files, "remove", fails)
+            raise ValueError("why")
+
+    def fails(url: str) -> None:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(ValueError, match="why"):
+        work()
+    assert "could not remove the lock" in caplog.text
+
+
 def test_the_lock_of_a_dead_process_is_taken_over(lock: Path) -> None:
     child = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True

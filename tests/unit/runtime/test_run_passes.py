@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from toy_passes import Answers, Numbers, outputs
 
 from infinity_mm.errors import BudgetSpentError, UserError
 from infinity_mm.record import ConservationError
+from infinity_mm.runtime import local
 from infinity_mm.runtime.budget import BudgetConfig
 from infinity_mm.runtime.events import Event, PassCommitted, PassSkipped, PassStarted, UnitDone
 from infinity_mm.runtime.executors import Executor, ExecutorConfig, make_executor
@@ -342,3 +344,35 @@ def test_a_run_without_time_left_works_nothing_and_goes_on_with_more(tmp_path: P
     run_passes(passes, run, LocalExecutor(), budget=BudgetConfig(gpu_hours=1.0))
     run_passes(passes, Run(str(tmp_path / "free")), LocalExecutor())
     assert outputs(tmp_path / "run") == outputs(tmp_path / "free")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NeverOpens:
+    """A model that loads without end."""
+
+    name: str = "stuck"
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [Unit(id="00000", payload=None)]
+
+    @asynccontextmanager
+    async def open(self, run: Run) -> AsyncIterator[PassWorker]:
+        await asyncio.Event().wait()
+        raise AssertionError
+        yield
+
+
+def test_limits_of_time_hold_while_a_worker_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "REPORT_S", 0.01)
+    budget = BudgetConfig(gpu_hours=1.05 / 3600)  # it stops one second early
+    with pytest.raises(BudgetSpentError):
+        run_passes([NeverOpens()], Run(str(tmp_path)), LocalExecutor(), budget=budget)
+
+
+def test_an_executor_without_attempts_is_refused() -> None:
+    with pytest.raises(UserError, match="max_attempts to at least 1"):
+        ExecutorConfig(max_attempts=0)

@@ -43,6 +43,15 @@ def test_a_unit_that_another_worker_begins_again_begins_again_at_nothing() -> No
     assert again.counts["in"] == 3
 
 
+def test_a_reason_that_no_longer_holds_is_not_shown() -> None:
+    again = told(START, under_way("a", **{"fate/check/dropped/no": 2}), under_way("a", **{"in": 0}))
+    assert again.fates == {}
+
+
+def test_where_no_server_tells_of_cached_tokens_nothing_is_shown() -> None:
+    assert told(START, under_way("a", **{"prompt_tokens.ask": 300})).cached_share is None
+
+
 def test_time_to_go_follows_from_the_speed_and_from_what_was_committed_before() -> None:
     # 40 samples in 4 units, one committed before: 30 remain, 5 are done, at 5 in 2 s.
     tally = told(START, under_way("a"), under_way("a", **{"in": 5, "tokens_now": 600}))
@@ -69,7 +78,9 @@ EVENTS = (
     PassSkipped(pass_name="plan", totals={"in": 41, "out": 40}),
     START,
     under_way(
-        "a", **{"in": 2, "pairs": 5, "calls.ask": 8, "from_journal.ask": 4, "fate/check/dropped/no": 3}
+        "a",
+        **{"in": 2, "pairs": 5, "calls.ask": 8, "from_journal.ask": 4, "fate/check/dropped/no": 3},
+        **{"prompt_tokens.ask": 300, "prompt_tokens.answer": 100, "cached_tokens.ask": 240},
     ),
 )
 
@@ -83,6 +94,7 @@ def test_the_table_shows_passes_speed_and_reasons() -> None:
     text = console.export_text()
     assert "committed before" in text
     assert "8 calls, 50% from the journal, 0 failed" in text
+    assert "60% of prompts from prefix caches" in text
     assert "3  check: no" in text
 
 
@@ -94,6 +106,7 @@ def test_machines_get_one_object_a_line() -> None:
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line["state"] for line in lines] == ["committed before", "running", "running", "committed"]
     assert (lines[2]["samples_done"], lines[2]["pairs_kept"], lines[2]["from_journal"]) == (2, 5, 4)
+    assert (lines[2]["prompt_tokens"], lines[2]["cached_tokens"], lines[2]["cached_share"]) == (400, 240, 0.6)
     assert (lines[3]["samples_out"], lines[3]["seconds"]) == (9, 7.0)
 
 
@@ -113,6 +126,8 @@ def test_prometheus_reads_the_same_figures() -> None:
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
     assert 'infinity_mm_samples_done{pass="journeys"} 2.0' in text
     assert 'infinity_mm_calls_from_journal{pass="journeys"} 4.0' in text
+    assert 'infinity_mm_cached_share{pass="journeys"} 0.6' in text
+    assert 'infinity_mm_tokens_per_second{pass="journeys"} 0.0' in text
     assert 'infinity_mm_fates{fate="dropped",pass="journeys",reason="no",stage="check"} 3.0' in text
 
 

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from infinity_mm.errors import UserError
+from infinity_mm.storage import segments
 from infinity_mm.storage.journal import Journal, find_entries
 
 
@@ -228,6 +230,57 @@ def test_threads_that_put_and_sync_at_once_lose_nothing(tmp_path: Path) -> None:
 def test_a_worker_name_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="file name"):
         Journal(str(tmp_path), "../w0")
+
+
+def test_an_open_journal_holds_where_lines_are_and_not_the_lines(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), "w0")
+    for number in range(1000):
+        journal.put(f"k{number}", {"text": "x" * 20_000})
+    journal.sync()
+    tracemalloc.start()
+    reader = Journal(str(tmp_path), "w1")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1_000_000, "of 20 MB"
+    assert reader.get("k999") == {"text": "x" * 20_000}
+
+
+def test_a_line_that_was_damaged_after_the_opening_is_not_given_out(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), "w0")
+    journal.put("k", {"text": "red"})
+    journal.sync()
+    (segment,) = tmp_path.iterdir()
+    segment.write_bytes(segment.read_bytes().replace(b"red", b"rad"))
+    with pytest.raises(UserError, match="the line at byte 0"):
+        journal.get("k")
+
+
+def test_keys_and_long_values_of_any_text_are_found_again(tmp_path: Path) -> None:
+    values = {'","value":': "a", '\\"': "b" * 5000, "": "c" * 9000, "é\ud800": "d"}
+    journal = Journal(str(tmp_path), "w0")
+    for key, text in values.items():
+        journal.put(key, {"text": text})
+    journal.sync()
+    for reader in (journal, Journal(str(tmp_path), "w1")):
+        assert {key: reader.get(key) for key in values} == {k: {"text": text} for k, text in values.items()}
+
+
+def test_lines_of_objects_that_were_folded_after_the_opening_are_still_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segments, "FOLD_PARTS", 3)
+    monkeypatch.setattr(segments, "_BLOCK_BYTES", 16)
+    url = "memory://test_folded"
+    writer = Journal(url, "w0")
+    for number in range(2):
+        writer.put(f"k{number}", {"n": number})
+        writer.sync()
+    reader = Journal(url, "w1")
+    writer.put("k2", {"n": 2})
+    writer.sync()
+    assert len(fsspec.filesystem("memory").ls("/test_folded", detail=False)) == 1
+    assert [reader.get(f"k{n}") for n in range(3)] == [{"n": 0}, {"n": 1}, None]
+    assert [writer.get(f"k{n}") for n in range(3)] == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
 def test_on_an_object_store_every_sync_is_an_object_of_its_own() -> None:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "loopback"))
 from loopback_s3 import BUCKET, LoopbackS3  # pyright: ignore[reportMissingImports]
 
 from infinity_mm.errors import UserError
-from infinity_mm.storage import files, journal
+from infinity_mm.storage import files, segments
 from infinity_mm.storage.journal import Journal
 
 
@@ -135,7 +135,7 @@ def test_without_s3fs_the_error_names_the_extra() -> None:
 def test_a_journal_without_append_folds_its_objects_and_keeps_the_first_of_two(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "FOLD_PARTS", 3)
+    monkeypatch.setattr(segments, "FOLD_PARTS", 3)
     first, second = Journal(f"{base}/journal", "a"), Journal(f"{base}/journal", "b")
     first.put("k0", {"by": "a"})
     first.sync()
@@ -154,7 +154,7 @@ def test_a_journal_without_append_folds_its_objects_and_keeps_the_first_of_two(
 def test_a_reader_that_listed_objects_which_were_folded_meanwhile_looks_again(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "FOLD_PARTS", 2)
+    monkeypatch.setattr(segments, "FOLD_PARTS", 2)
     writer = Journal(f"{base}/journal", "a")
     writer.put("k0", {"n": 0})
     writer.sync()
