@@ -412,6 +412,12 @@ class SftConfig:
         )
         _at_least_one(self, "training configuration", *counts)
         if self.lora is not None:
+            if self.lora.train_connector and self.lora.base != "float32" and self.precision == "fp32":
+                raise explain(
+                    what=f"a connector trained in float32 cannot read what a frozen tower in {self.lora.base} gives it",
+                    where="lora.train_connector with precision: fp32",
+                    fix="set precision: bf16, or base: float32",
+                )
             if self.model.path is None:
                 raise explain(
                     what="lora is given, but the model starts from scratch",

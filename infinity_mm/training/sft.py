@@ -52,6 +52,7 @@ from infinity_mm.training.checkpoint import (
     save_adapter,
     save_checkpoint,
     save_model,
+    sweep,
 )
 from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, ScheduleConfig, SftConfig
 from infinity_mm.training.guard import BadStep, Guard
@@ -131,6 +132,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         writer = stack.enter_context(Writer(background=config.save_in_background))
         reporter = ledger = None
         if accelerator.is_main_process:
+            sweep(config.out_dir)
             _write_run(config, fingerprint, accelerator)
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
             ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.loader.step)
@@ -160,6 +162,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             )
 
         def save(now: TrainerState) -> None:
+            writer.wait()  # before there is a second copy
             weights = gathered()
             if accelerator.is_main_process:
                 writer.run(
@@ -278,6 +281,12 @@ def _refuse_spread(config: SftConfig) -> None:
             what="Muon needs whole matrices, FSDP and ZeRO-3 spread them over processes",
             where="optimizer: muon with such a launch configuration",
             fix="set optimizer: adamw, or launch with configs/accelerate/8gpu_bf16.yaml",
+        )
+    if is_sharded() and config.lora is not None and config.lora.base == "nf4":
+        raise explain(
+            what="lora.base: nf4 does not work with FSDP: four-bit weights are no tensors it can spread",
+            where="the training configuration, launched with configs/accelerate/fsdp2.yaml",
+            fix="use base: bfloat16, or launch with configs/accelerate/8gpu_bf16.yaml",
         )
     if is_zero3():
         zero3.refuse_other_stages(os.environ)

@@ -123,6 +123,12 @@ def test_sigterm_saves_and_ends_and_the_same_call_goes_on(
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
+def test_four_bit_weights_are_not_spread_by_fsdp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="nf4 does not work with FSDP"):
+        train(tiny_config(tmp_path, model={"path": "."}, lora={"base": "nf4"}), quiet=True)
+
+
 def test_epochs_become_steps_by_counting_rows(tmp_path: Path) -> None:
     result = train(tiny_config(tmp_path, steps=None, epochs=1, schedule={"name": "constant"}), quiet=True)
     # The last step may be filled up from the next epoch, or leave the odd row of the first to it.
