@@ -356,8 +356,9 @@ class SftConfig:
     """Write checkpoints from a copy in CPU memory while training goes on."""
     log_every_steps: int = 10
     """Steps between progress lines; metrics.jsonl has every step."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Also report to these, through accelerate; TensorBoard needs the `train` extra, the others their own package."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Also report to these, through accelerate; TensorBoard needs the `train` extra, the others their own package.
+    None: to TensorBoard where it is installed."""
     peak_flops: float | None = None
     """Operations a second one process's device could do at best, for MFU; None: known GPUs have theirs from a table."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -202,6 +202,14 @@ def test_a_branch_may_go_on_with_other_data_from_its_start_but_not_with_another_
         train(tiny_config(tmp_path / "other", schedule=branch, global_batch_rows=4), quiet=True)
 
 
+def test_processes_that_see_different_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "everywhere", lambda _, own: [own, "checkpoint-4"])
+    with pytest.raises(UserError, match="different last checkpoints: none, checkpoint-4"):
+        train(tiny_config(tmp_path), quiet=True)
+
+
 def test_the_log_says_where_loss_and_gradient_came_from(tmp_path: Path) -> None:
     options = {"world_seed": 1, "num_images": 24, "exchanges_per_image": 1, "tasks": {"answer_short": 1.0}}
     config = tiny_config(tmp_path, peak_flops=1e12, steps=3)
@@ -291,8 +299,10 @@ def test_noise_changes_training_and_is_the_same_in_a_resumed_run(tmp_path: Path)
 
 
 def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path / "run", trackers=["tensorboard"], steps=3), quiet=True)
+    train(tiny_config(tmp_path / "run", trackers=None, steps=3), quiet=True)  # TensorBoard's package is there
     assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
+    (settings,) = (tmp_path / "run" / "trackers").rglob("hparams.yml")
+    assert "schedule.decay_steps: 2" in settings.read_text()
     with pytest.raises(UserError, match="the package wandb is not installed"):
         train(tiny_config(tmp_path / "other", trackers=["wandb"]), quiet=True)
 
