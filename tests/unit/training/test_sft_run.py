@@ -316,7 +316,8 @@ def test_compiled_layers_train_alike_and_keep_their_names(
     train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
     options = {"world_seed": 3, "num_images": 2}
     task = {"name": "world", "kind": "windtunnel", "options": options, "every_steps": 1, "max_new_tokens": 4}
-    train(tiny_config(tmp_path / "compiled", compile=True, steps=3, tasks=[task]), quiet=True)
+    changes = {"compile": True, "gradient_checkpointing": True, "tasks": [task]}
+    train(tiny_config(tmp_path / "compiled", steps=3, **changes), quiet=True)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     plain, compiled = (load_file(tmp_path / run / "model/model.safetensors") for run in ("plain", "compiled"))
     assert plain.keys() == compiled.keys()
