@@ -3,9 +3,10 @@
     python benchmarks/soak.py [--steps 1000] [--lives 12] [--folder DIR]
 
 Trains a toy model on images and texts made here, one image in nineteen of them broken. The run is killed with SIGKILL,
-or denied disk space by the operating system (a limit on the size of a file), again and again; now and then a step
-has a loss of NaN and is left out. The same command starts it again each time. Afterwards every sample must be accounted
-for: each step done once with the samples a loader without any trouble gives, each broken image listed.
+or denied disk space by the operating system (a limit on the size of a file) as it begins to write a checkpoint, again
+and again; now and then a step has a loss of NaN and is left out. The same command starts it again each time. Afterwards
+every sample must be accounted for: each step done once with the samples a loader without any trouble gives, each broken
+image listed.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SAMPLES, BROKEN_EVERY, NAN_EVERY = 600, 19, 997
+SAMPLES, BROKEN_EVERY = 600, 19
 MODEL = {
     "vision_hidden": 32, "vision_layers": 1, "vision_heads": 1, "vision_mlp": 32, "patch_px": 8, "scale_px": 32,
     "text_hidden": 32, "text_layers": 1, "text_heads": 1, "text_kv_heads": 1, "text_mlp": 32, "max_slices": 1,
@@ -62,6 +63,14 @@ def write_data(path: Path) -> set[str]:
     return broken
 
 
+def save_every(steps: int) -> int:
+    return max(10, steps // 100)
+
+
+def nan_every(steps: int) -> int:
+    return min(997, steps // 5)
+
+
 def config_of(folder: Path, steps: int) -> Any:
     from infinity_mm.config import build
     from infinity_mm.training.config import SftConfig
@@ -76,36 +85,39 @@ def config_of(folder: Path, steps: int) -> Any:
         "window": 32,
         "steps": steps,
         "schedule": {"warmup_steps": 10, "decay_fraction": 0.1},
-        "spike": {"action": "rewind", "snapshot_every_steps": 50},
+        "spike": {"action": "rewind", "snapshot_every_steps": save_every(steps) // 2},
         "num_workers": 0,
         "threads": 1,
-        "save_every_steps": 100,
+        "save_every_steps": save_every(steps),
         "save_in_background": True,
+        "trackers": [],
     }
     return build(SftConfig, plain)
 
 
 def live(folder: Path, steps: int, disk_full_at: int | None) -> None:
     """One life of the run, in a process of its own."""
-    from infinity_mm.training import loop
-    from infinity_mm.training.sft import train
+    from infinity_mm.training import loop, sft
 
     train_step, done = loop.set_lr, Counter()
-    local_loss = loop.local_loss
+    local_loss, save_checkpoint = loop.local_loss, sft.save_checkpoint
 
     def at_step(optimizer: Any, factor: float) -> None:
         done["steps"] += 1
-        if disk_full_at is not None and done["steps"] == disk_full_at:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         train_step(optimizer, factor)
+
+    def save(*args: Any, **keys: Any) -> Any:
+        if disk_full_at is not None and done["steps"] >= disk_full_at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        return save_checkpoint(*args, **keys)
 
     def spoiled(*args: Any, **keys: Any) -> Any:
         found = local_loss(*args, **keys)
-        bad = done["steps"] % NAN_EVERY == 61
+        bad = done["steps"] % nan_every(steps) == min(61, nan_every(steps) // 2)
         return found._replace(loss=found.loss * float("nan")) if bad else found
 
-    loop.set_lr, loop.local_loss = at_step, spoiled
-    train(config_of(folder, steps), quiet=True)
+    loop.set_lr, loop.local_loss, sft.save_checkpoint = at_step, spoiled, save
+    sft.train(config_of(folder, steps), quiet=True)
 
 
 def main() -> None:
@@ -131,10 +143,10 @@ def soak(folder: Path, steps: int, lives: int) -> None:
     for number in range(lives + 1):
         last = number == lives
         command = [sys.executable, __file__, "--live", "--folder", str(folder), "--steps", str(steps)]
-        full = number % 3 == 2 and not last
+        full = number % 3 == 1 and not last
         target = int(steps * (number + rng.random()) / lives)  # interruptions spread over the whole run
         if full:
-            command += ["--disk-full-at", str(rng.randint(20, 120))]
+            command += ["--disk-full-at", str(rng.randint(1, save_every(steps)))]
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
         while process.poll() is None and not last and not full and lines(log) < target:
             time.sleep(0.01)
@@ -144,6 +156,8 @@ def soak(folder: Path, steps: int, lives: int) -> None:
         if process.returncode == -signal.SIGKILL:
             ends["killed"] += 1
         elif process.returncode and "too large" in errors:
+            if not list((folder / "run").glob("checkpoint-*.partial")):
+                raise RuntimeError(f"life {number} ended outside a checkpoint: {errors}")
             ends["disk full"] += 1
         elif process.returncode or not last:
             raise RuntimeError(f"life {number} ended with {process.returncode}: {errors}")

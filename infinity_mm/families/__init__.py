@@ -12,12 +12,12 @@ from infinity_mm.families.infinity_mm import INFINITY_MM
 from infinity_mm.families.internvl import INTERNVL
 from infinity_mm.families.llava_onevision import LLAVA_ONEVISION
 from infinity_mm.families.qwen_vl import QWEN2_5_VL, QWEN3_VL
-from infinity_mm.families.smolvlm import SMOLVLM
+from infinity_mm.families.smolvlm import IDEFICS3, SMOLVLM
 from infinity_mm.model.released import is_released
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (INFINITY_MM, QWEN2_5_VL, QWEN3_VL, SMOLVLM, LLAVA_ONEVISION, INTERNVL)
+    for family in (INFINITY_MM, QWEN2_5_VL, QWEN3_VL, IDEFICS3, SMOLVLM, LLAVA_ONEVISION, INTERNVL)
 }
 
 

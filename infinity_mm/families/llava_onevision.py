@@ -1,8 +1,8 @@
 """LLaVA-OneVision in transformers' own format: the whole image, then tiles of the pinpoint that suits it.
 
-A row of `pixel_values` is a tile, which attends to itself alone, and three numbers that all tiles of an image repeat,
-because the model needs them to leave padding out: the image's height, its width, and the images of its sample (with
-several, each is one tile, padded to a square).
+A row of `pixel_values` is a tile, which attends to itself alone. `view_shapes` has three more columns, because the
+model needs them to leave padding out: the image's height, its width, and the images of its sample (with several, each
+is one tile, padded to a square).
 """
 
 from __future__ import annotations
@@ -73,30 +73,29 @@ class LlavaOnevision(StockFamily):
             best = select_best_resolution((height, width), processor.image_processor.image_grid_pinpoints)
             num_tiles += (best[0] // side) * (best[1] // side)
         return ImagePlan(
-            text=processor.replace_image_token(cut, 0), views=((1, 1),) * num_tiles, frame=(width, height)
+            text=processor.replace_image_token(cut, 0),
+            views=((1, 1),) * num_tiles,
+            frame=(width, height),
+            numbers=(height, width, num_images),
         )
 
     def pixels(self, processor: Any, images: Sequence[Image.Image]) -> Tensor:
-        """Tiles with their image's numbers; what the processor adds to make a batch square is cut off."""
+        """Tiles; what the processor adds to make a batch square is cut off."""
         cut = processor.image_processor(images=[list(images)], return_tensors="pt")
         plans = self.plan(processor, [image.size for image in images])
-        rows: list[Tensor] = []
-        for image, plan, values in zip(images, plans, cut["pixel_values"], strict=True):
-            num_tiles = len(plan.views)
-            numbers = torch.tensor([[image.height, image.width, len(images)]], dtype=torch.float32)
-            rows.append(torch.cat([values[:num_tiles].flatten(1), numbers.expand(num_tiles, -1)], dim=1))
-        return torch.cat(rows)
+        pairs = zip(plans, cut["pixel_values"], strict=True)
+        return torch.cat([values[: len(plan.views)].flatten(1) for plan, values in pairs])
 
     def inputs(self, config: Any, pixel_values: Tensor, view_shapes: Tensor) -> dict[str, Any]:
         """Tiles, sizes, and how many images the sample of each has."""
         is_first = torch.ones_like(view_shapes[:, 0], dtype=torch.bool)
         is_first[1:] = view_shapes[1:, 0] != view_shapes[:-1, 0]
-        numbers = pixel_values[is_first, -3:].long()
+        numbers = view_shapes[is_first, 3:]
         batch_num_images: list[int] = []
         while sum(batch_num_images) < len(numbers):
             batch_num_images.append(int(numbers[sum(batch_num_images), 2]))
         return {
-            "pixel_values": tiles(pixel_values[:, :-3]),
+            "pixel_values": tiles(pixel_values),
             "image_sizes": numbers[:, :2],
             "batch_num_images": batch_num_images,
         }
@@ -104,9 +103,7 @@ class LlavaOnevision(StockFamily):
     def blank(self, config: Any) -> tuple[Tensor, Tensor]:
         """One grey tile, said to be of several images so that it needs no second."""
         side = config.vision_config.image_size
-        values = torch.zeros(1, 3 * side**2 + 3)
-        values[0, -3:] = torch.tensor([side, side, 2])
-        return values, torch.tensor([[0, 1, 1]])
+        return torch.zeros(1, 3 * side**2), torch.tensor([[0, 1, 1, side, side, 2]])
 
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """Pinpoints of at most so many tiles."""

@@ -1,4 +1,4 @@
-"""SmolVLM, built on Idefics3: an image becomes a grid of square tiles and itself once more as a whole.
+"""Idefics3 and SmolVLM, which began as one: an image becomes a grid of square tiles and itself once more as a whole.
 
 A row of `pixel_values` is a tile, which attends to itself alone.
 """
@@ -21,15 +21,17 @@ from infinity_mm.model.flops import ModelSizes, VisionSizes, text_sizes
 
 @final
 class SmolVLM(StockFamily):
-    """SmolVLM and SmolVLM2."""
+    """One of the two; they differ in their classes only."""
 
-    model_type = "smolvlm"
     parts: Parts = {  # noqa: RUF012
         "vision_tower": ("model.vision_model.",),
         "connector": ("model.connector.",),
         "language_model": ("model.text_model.", "lm_head."),
     }
     notation = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=1000)
+
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
 
     def plan(self, processor: Any, sizes: Sequence[tuple[int, int]]) -> list[ImagePlan]:
         """Rows and columns as the image processor counts them; 0 of each where an image is not cut."""
@@ -67,8 +69,8 @@ class SmolVLM(StockFamily):
         )
 
     def blank(self, config: Any) -> tuple[Tensor, Tensor]:
-        """One grey tile."""
-        return torch.zeros(1, 3 * config.vision_config.image_size**2), torch.tensor([[0, 1, 1]])
+        """One light tile: one of zeros is padding, which the model leaves out."""
+        return torch.ones(1, 3 * config.vision_config.image_size**2), torch.tensor([[0, 1, 1]])
 
     def limit(self, model: Any, processor: Any, limits: Limits) -> None:
         """The longer side of an image in tiles."""
@@ -80,4 +82,8 @@ class SmolVLM(StockFamily):
             images.size = {"longest_edge": tile * max(1, math.isqrt(limits.max_slices))}
 
 
-SMOLVLM = SmolVLM()
+IDEFICS3 = SmolVLM("idefics3")
+"""Idefics3 and the first SmolVLM."""
+
+SMOLVLM = SmolVLM("smolvlm")
+"""SmolVLM2."""

@@ -3,8 +3,9 @@
     conversation --plan--> image texts --chat template--> Layout
                  --pixels--> rows of pixel_values, view_shapes --inputs--> what the stock model takes
 
-A batch has one form for all families: `pixel_values` (P, F) and `view_shapes` (V, 3) with (image, rows, columns). What
-a row of `pixel_values` is, is the family's business: a patch (Qwen) or a whole tile, which is a view of 1 x 1.
+A batch has one form for all families: `pixel_values` (P, F) and `view_shapes` (V, S) with (image, rows, columns, and
+integers of the family's own). What a row of `pixel_values` is, is the family's business: a patch (Qwen) or a whole
+tile, which is a view of 1 x 1.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class ImagePlan:
     """What its image token becomes in the prompt."""
     views: tuple[tuple[int, int], ...]
     """Rows and columns of each view; their products count rows of `pixel_values`."""
+    numbers: tuple[int, ...] = ()
+    """What else `inputs` must know of the image: further columns of `view_shapes`."""
     frame: Frame
     """The size boxes are counted in, where the family counts pixels."""
 
@@ -139,7 +142,7 @@ class StockEncoder:
         """The whole sample."""
         images = [upright_rgb(image) for image in conversation.images]
         plans = self.family.plan(self.processor, [image.size for image in images])
-        shapes = [(i, rows, columns) for i, plan in enumerate(plans) for rows, columns in plan.views]
+        shapes = [(i, *view, *plan.numbers) for i, plan in enumerate(plans) for view in plan.views]
         return Encoded(
             layout=self.layout(conversation, turns, plans),
             pixel_values=self.family.pixels(self.processor, images) if images else None,

@@ -218,6 +218,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    for path in (
+        partial,
+        *partial.rglob("*"),
+    ):  # bytes first, or a power cut leaves a whole folder of empty files
+        _sync(path)
     if target.exists():
         old = target.with_name(f"{target.name}.old.partial")
         shutil.rmtree(old, ignore_errors=True)
@@ -226,6 +231,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old)
     else:
         os.replace(partial, target)
+    _sync(target.parent)
 
 
 def _create_object(fs: AbstractFileSystem, path: str, data: bytes, url: str) -> bool:
@@ -319,8 +325,13 @@ def _disk_full(error: OSError, path: str) -> UserError:
 
 def _sync_folder(path: str) -> None:
     """Make the name as durable as the bytes: after a power cut a renamed file could be missing without this."""
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    _sync(os.path.dirname(path))
+
+
+def _sync(path: str | Path) -> None:
+    """What was written to a file, or the names in a folder, onto the disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

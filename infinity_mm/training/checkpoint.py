@@ -10,8 +10,11 @@ takes it for weights.
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -19,14 +22,15 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.loader import LoaderState
 from infinity_mm.errors import explain
 from infinity_mm.families.names import restore_names
-from infinity_mm.storage.files import whole_folder
+from infinity_mm.storage.files import PARTIAL, whole_folder
 from infinity_mm.training import lora
 from infinity_mm.training.config import HELD_OUT_LOSS
 from infinity_mm.training.sharding import set_state, whole, whole_state
@@ -124,7 +128,7 @@ def save_checkpoint(
     target = out_dir / f"checkpoint-{state.step}"
     with whole_folder(target) as folder:
         if adapter is None:
-            model.save_pretrained(folder, state_dict=weights.model)
+            _write_model(model, folder, weights.model, torch.float32)
         else:
             lora.save(adapter, folder, weights.model)
         processor.save_pretrained(folder)
@@ -135,8 +139,21 @@ def save_checkpoint(
     best = best_checkpoint(out_dir, keep_best)
     for old in checkpoints(out_dir)[:-keep_last]:
         if old != best:
-            shutil.rmtree(old)
+            _remove(old)
     return target
+
+
+def sweep(out_dir: Path) -> None:
+    """Remove what killed processes left of checkpoints; nobody may be writing one."""
+    for left in out_dir.glob(f"checkpoint-*{PARTIAL}"):
+        shutil.rmtree(left)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Its name goes first: what a kill leaves of the folder must not be taken for a checkpoint."""
+    nameless = checkpoint.with_name(f"{checkpoint.name}{PARTIAL}")
+    os.replace(checkpoint, nameless)
+    shutil.rmtree(nameless)
 
 
 def best_checkpoint(out_dir: Path, by: str = HELD_OUT_LOSS) -> Path | None:
@@ -197,14 +214,9 @@ def save_model(
         dtype_now = torch_dtype if tensor.is_floating_point() else tensor.dtype
         converted.setdefault(id(tensor), tensor.to(dtype_now))
     tensors = {name: converted[id(tensor)] for name, tensor in tensors.items()}
-    before = model.config.dtype
     with whole_folder(target) as folder:
-        try:
-            _set_dtype(model, torch_dtype)
-            model.save_pretrained(folder, state_dict=tensors)
-            restore_names(folder, set(names))
-        finally:
-            _set_dtype(model, before)
+        _write_model(model, folder, tensors, torch_dtype)
+        restore_names(folder, set(names))
         processor.save_pretrained(folder)
 
 
@@ -217,9 +229,21 @@ def save_adapter(
         processor.save_pretrained(folder)
 
 
-def _set_dtype(model: PreTrainedModel, dtype: Any) -> None:
-    for part in (model.config, model.config.text_config, model.config.vision_config):
+def _write_model(
+    model: PreTrainedModel, folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Weights and configuration, which says that they are of `dtype`.
+
+    transformers writes the type of the parameters in memory into the model's configuration and saves that. They may be
+    of another type, and under FSDP while a step is computed they are for as long as it takes.
+    """
+    before = model.config.dtype
+    model.save_pretrained(folder, state_dict=tensors)
+    model.config.dtype = before
+    config = copy.deepcopy(model.config)
+    for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype
+    config.save_pretrained(folder)
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
@@ -237,18 +261,22 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Optimiser state as `gather` named it; raises UserError when a trained parameter is missing."""
-    tensors = load_file(checkpoint / "trainer" / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        state = {k.rpartition("/")[2]: v for k, v in tensors.items() if k.rpartition("/")[0] == name}
-        if not state:
-            raise explain(
-                what=f"the checkpoint has no optimiser state for {name}",
-                where=str(checkpoint / "trainer" / "optimizer.safetensors"),
-                fix="resume with the same parts frozen, or start a new run with model.path",
-            )
-        set_state(optimizer, parameter, state)
+    path = checkpoint / "trainer" / "optimizer.safetensors"
+    with safe_open(path, "pt") as file:  # one parameter at a time: every process does this
+        saved: defaultdict[str, list[str]] = defaultdict(list)
+        for key in file.keys():  # noqa: SIM118 (not a mapping)
+            saved[key.rpartition("/")[0]].append(key)
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if not saved[name]:
+                raise explain(
+                    what=f"the checkpoint has no optimiser state for {name}",
+                    where=str(path),
+                    fix="resume with the same parts frozen, or start a new run with model.path",
+                )
+            state = {key.rpartition("/")[2]: file.get_tensor(key) for key in saved[name]}
+            set_state(optimizer, parameter, state)
 
 
 def refuse_other_run(

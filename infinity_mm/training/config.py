@@ -356,8 +356,9 @@ class SftConfig:
     """Write checkpoints from a copy in CPU memory while training goes on."""
     log_every_steps: int = 10
     """Steps between progress lines; metrics.jsonl has every step."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Also report to these, through accelerate; TensorBoard needs the `train` extra, the others their own package."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Also report to these, through accelerate; TensorBoard needs the `train` extra, the others their own package.
+    None: to TensorBoard where it is installed."""
     peak_flops: float | None = None
     """Operations a second one process's device could do at best, for MFU; None: known GPUs have theirs from a table."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -412,6 +413,12 @@ class SftConfig:
         )
         _at_least_one(self, "training configuration", *counts)
         if self.lora is not None:
+            if self.lora.train_connector and self.lora.base != "float32" and self.precision == "fp32":
+                raise explain(
+                    what=f"a connector trained in float32 cannot read what a frozen tower in {self.lora.base} gives it",
+                    where="lora.train_connector with precision: fp32",
+                    fix="set precision: bf16, or base: float32",
+                )
             if self.model.path is None:
                 raise explain(
                     what="lora is given, but the model starts from scratch",

@@ -58,6 +58,8 @@ class Guard:
         self._bad_in_a_row = 0
         self._copies: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
         if config.action == "rewind":
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self._copies = [(p, _copied(p), {}) for p in parameters]
             self._copy()
 
     @property
@@ -95,13 +97,15 @@ class Guard:
         return False
 
     def _copy(self) -> None:
-        """Copies in CPU memory of all trained weights and of the optimiser's state."""
-        state = self._optimizer.state
-        self._copies = [
-            (p, _copied(p), {key: _copied(value) for key, value in state.get(p, {}).items()})
-            for group in self._optimizer.param_groups
-            for p in group["params"]
-        ]
+        """Bring the copies in CPU memory of all trained weights and of the optimiser's state up to date, in place:
+        there is no room for two."""
+        for parameter, weights, state in self._copies:
+            weights.copy_(own_part(parameter))
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                if key in state:
+                    state[key].copy_(own_part(value))
+                else:  # the optimiser makes its state in its first step
+                    state[key] = _copied(value)
 
     def _go_back(self) -> None:
         for parameter, weights, state in self._copies:

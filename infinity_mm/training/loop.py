@@ -114,9 +114,10 @@ def run_steps(
         loss, tally = _backward(learner, batch.micro_batches, weight, config)
         norms = gradient_norms(optimizer)
         norm = math.hypot(*norms.values())
-        parts = everywhere(accelerator, (samples_of(batch.micro_batches), tally.totals()))
-        ids = sorted(id_ for own, _ in parts for id_ in own)
-        by_label = mean_losses(totals for _, totals in parts)
+        own = samples_of(batch.micro_batches), tally.totals(), waited, memory_gb(accelerator.device)
+        own_ids, totals, waits, memories = zip(*everywhere(accelerator, own), strict=True)
+        ids = sorted(id_ for of_process in own_ids for id_ in of_process)
+        by_label = mean_losses(totals)
         step, problem, bad = state.step + 1, guard.problem(loss, norm), None
         if problem is None:
             clip(optimizer, norms, config.grad_clip)
@@ -160,14 +161,14 @@ def run_steps(
                 tokens=tokens,
                 labels=labels,
                 fill=tokens / (config.global_batch_rows * config.row_tokens),
-                wait_s=waited,
+                wait_s=max(waits),
                 step_s=seconds,
                 tokens_per_s=tokens / seconds,
                 images_per_s=images / seconds,
                 loss_by_domain=by_label["domain"],
                 loss_by_source=by_label["source"],
                 grad_norm_by_part=norms,
-                memory_gb=memory_gb(accelerator.device),
+                memory_gb={kind: max(memory[kind] for memory in memories) for kind in memories[0]},
                 flops_per_s=speed if learner.sizes else None,
                 padding_flops_per_s=padding / seconds if learner.sizes else None,
                 mfu=speed / learner.peak_flops if learner.sizes and learner.peak_flops else None,

@@ -24,7 +24,7 @@ from infinity_mm.families.base import Family, Parts, part_of
 from infinity_mm.training.config import LoraConfig
 
 
-def base_options(config: LoraConfig) -> dict[str, Any]:
+def base_options(config: LoraConfig, parts: Parts) -> dict[str, Any]:
     """How the frozen weights are loaded."""
     if config.base != "nf4":
         return {"dtype": getattr(torch, config.base)}
@@ -36,17 +36,24 @@ def base_options(config: LoraConfig) -> dict[str, Any]:
             where="YAML section `lora`",
             fix="use base: bfloat16 or float32",
         )
-    quantized = BitsAndBytesConfig(
+    return {
+        "dtype": torch.bfloat16,
+        "quantization_config": quantized(parts),
+        "device_map": {"": torch.cuda.current_device()},
+    }
+
+
+def quantized(parts: Parts) -> BitsAndBytesConfig:
+    """Four bits for the layers of the language model; head, vision tower and connector, which are small and see more of
+    a difference, stay as they are."""
+    kept = [prefix for part in ("vision_tower", "connector") for prefix in parts[part]]
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[*kept, "lm_head"],
     )
-    return {
-        "dtype": torch.bfloat16,
-        "quantization_config": quantized,
-        "device_map": {"": torch.cuda.current_device()},
-    }
 
 
 def add(model: PreTrainedModel, family: Family, config: LoraConfig) -> Any:
@@ -64,12 +71,24 @@ def add(model: PreTrainedModel, family: Family, config: LoraConfig) -> Any:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     with torch.random.fork_rng(devices=[]):  # the same on every process, and in a run that is done again
         torch.manual_seed(config.seed)
-        return peft.get_peft_model(model, settings)
+        return _in_float32(peft.get_peft_model(model, settings))
 
 
 def load(model: PreTrainedModel, folder: Path) -> Any:
     """Put the adapters of a checkpoint into the model, to go on training."""
-    return _peft().PeftModel.from_pretrained(model, folder, is_trainable=True)
+    peft = _peft()
+    adapter = _in_float32(peft.PeftModel.from_pretrained(model, folder, is_trainable=True))
+    # Once more, because the connector was read into a module of the base's type.
+    peft.set_peft_model_state_dict(adapter, peft.load_peft_weights(folder, device="cpu"))
+    return adapter
+
+
+def _in_float32(adapter: Any) -> Any:
+    """What is trained, whatever the type of the frozen weights: an optimiser's small steps vanish in bfloat16."""
+    for parameter in adapter.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapter
 
 
 def save(adapter: Any, folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -40,7 +40,7 @@ class StepMetrics:
     fill: float
     """Share of the rows' positions that hold a token."""
     wait_s: float
-    """Seconds this process waited for data."""
+    """Seconds the process waited for data that waited longest."""
     step_s: float
     """Seconds of the whole step, waiting included, measuring held-out loss and saving not."""
     tokens_per_s: float
@@ -52,7 +52,7 @@ class StepMetrics:
     grad_norm_by_part: dict[str, float] = field(default_factory=dict)
     """Before clipping."""
     memory_gb: dict[str, float] = field(default_factory=dict)
-    """Of the main process: `rss_peak`, and on a GPU `device_peak`."""
+    """The most of any process: `rss_peak`, and on a GPU `device_peak` since the step before."""
     flops_per_s: float | None = None
     """Operations a second for tokens and images of all processes: vision tower, connector, language model and head,
     forward and backward, nothing recomputed; None where there is no formula for the model."""

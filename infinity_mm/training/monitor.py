@@ -7,6 +7,7 @@ views, tokens, sample lengths --step_flops--> operations of useful tokens, of pa
 from __future__ import annotations
 
 import math
+import re
 import resource
 import sys
 from collections import defaultdict
@@ -25,19 +26,23 @@ from infinity_mm.model.flops import ModelSizes, forward_flops, training_flops
 from infinity_mm.training.sharding import gradient, whole
 
 BF16_PEAKS = {
+    "GB200": 2500e12,
     "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H800": 989e12,
     "H20": 148e12,
     "A100": 312e12,
     "A800": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "RTX 4090": 165e12,
     "L4": 121e12,
 }
-"""Dense bfloat16 operations a second by a part of the device's name, from the makers' data sheets; the first match."""
+"""Dense bfloat16 operations a second by words of the device's name, from the makers' data sheets; the first match."""
 
 T = TypeVar("T")
 Label = tuple[str, str]
@@ -46,7 +51,7 @@ Label = tuple[str, str]
 
 def peak_flops(device_name: str) -> float | None:
     """Of a GPU by its name; None for others."""
-    return next((peak for name, peak in BF16_PEAKS.items() if name in device_name), None)
+    return next((peak for name, peak in BF16_PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 @dataclass

@@ -52,6 +52,7 @@ from infinity_mm.training.checkpoint import (
     save_adapter,
     save_checkpoint,
     save_model,
+    sweep,
 )
 from infinity_mm.training.config import MAY_CHANGE_ON_RESUME, ScheduleConfig, SftConfig
 from infinity_mm.training.guard import BadStep, Guard
@@ -60,7 +61,7 @@ from infinity_mm.training.loop import Hooks, Learner, Stop, run_steps
 from infinity_mm.training.measure import Measure
 from infinity_mm.training.metrics import Reporter, StepMetrics
 from infinity_mm.training.mixing import build_planner, data_fingerprint, indexed, not_found, read_listed
-from infinity_mm.training.monitor import peak_flops
+from infinity_mm.training.monitor import everywhere, peak_flops
 from infinity_mm.training.noise import EmbeddingNoise
 from infinity_mm.training.optim import build_optimizer, freeze
 from infinity_mm.training.schedule import lr_factor, refuse_bad_branch
@@ -92,16 +93,16 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     disable_progress_bar()  # of transformers: one line per saved file
-    _refuse_missing_trackers(config)
+    trackers = _trackers(config)
     _refuse_spread(config)
     accelerator = new_accelerator(
-        config.precision, log_with=list(config.trackers) or None, project_dir=str(config.out_dir / "trackers")
+        config.precision, log_with=trackers or None, project_dir=str(config.out_dir / "trackers")
     )
     config.out_dir.mkdir(parents=True, exist_ok=True)
     mixture = build_mixture(config.data, temperature=config.mix_temperature)
     listed = read_listed(config)
     fingerprint = data_fingerprint(mixture, listed)
-    started, origin = _model(config, mixture, fingerprint)
+    started, origin = _model(config, mixture, fingerprint, accelerator)
     model, processor, family = started.model, started.processor, started.family
     encoder = family.encoder(processor)
     with accelerator.main_process_first():
@@ -131,10 +132,20 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
         writer = stack.enter_context(Writer(background=config.save_in_background))
         reporter = ledger = None
         if accelerator.is_main_process:
+            sweep(config.out_dir)
             _write_run(config, fingerprint, accelerator)
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
             ledger = Ledger(config.out_dir / "ledger.jsonl", step=state.loader.step)
-            reporter = _reporter(config, state, accelerator, quiet)
+            if trackers:
+                _start_trackers(config, state, accelerator)
+            reporter = Reporter(
+                config.out_dir,
+                total_steps=state.total_steps,
+                first_step=state.step,
+                every=config.log_every_steps,
+                track=(lambda values, step: accelerator.log(values, step=step)) if trackers else None,
+                quiet=quiet,
+            )
             reporter.say(_greeting(config, started, mixture, state, accelerator))
             if (line := not_found(mixture, listed)) is not None:
                 reporter.say(line)
@@ -162,6 +173,7 @@ def train(config: SftConfig, *, quiet: bool = False) -> TrainResult:
             )
 
         def save(now: TrainerState) -> None:
+            writer.wait()  # before there is a second copy
             weights = gathered()
             if accelerator.is_main_process:
                 writer.run(
@@ -281,6 +293,12 @@ def _refuse_spread(config: SftConfig) -> None:
             where="optimizer: muon with such a launch configuration",
             fix="set optimizer: adamw, or launch with configs/accelerate/8gpu_bf16.yaml",
         )
+    if is_sharded() and config.lora is not None and config.lora.base == "nf4":
+        raise explain(
+            what="lora.base: nf4 does not work with FSDP: four-bit weights are no tensors it can spread",
+            where="the training configuration, launched with configs/accelerate/fsdp2.yaml",
+            fix="use base: bfloat16, or launch with configs/accelerate/8gpu_bf16.yaml",
+        )
     if is_zero3():
         zero3.refuse_other_stages(os.environ)
         if config.compile or (config.lora is not None and config.lora.base == "nf4"):
@@ -349,8 +367,10 @@ def _peak_flops(config: SftConfig, accelerator: Accelerator) -> float | None:
     return None if one is None else one * accelerator.num_processes
 
 
-def _refuse_missing_trackers(config: SftConfig) -> None:
-    """accelerate leaves out a tracker whose package is missing."""
+def _trackers(config: SftConfig) -> list[str]:
+    """Whom to report to. accelerate leaves out a tracker whose package is missing; whoever named it is told."""
+    if config.trackers is None:
+        return ["tensorboard"] if find_spec("tensorboard") is not None else []
     for name in config.trackers:
         if find_spec(name) is None:
             raise explain(
@@ -358,20 +378,17 @@ def _refuse_missing_trackers(config: SftConfig) -> None:
                 where="trackers",
                 fix=f"pip install {name}, or take it out of the list",
             )
+    return list(config.trackers)
 
 
-def _reporter(config: SftConfig, state: TrainerState, accelerator: Accelerator, quiet: bool) -> Reporter:
-    if config.trackers:
-        purge = {"tensorboard": {"purge_step": state.step + 1}}
-        accelerator.init_trackers(config.out_dir.name, init_kwargs=purge)
-    return Reporter(
-        config.out_dir,
-        total_steps=state.total_steps,
-        first_step=state.step,
-        every=config.log_every_steps,
-        track=(lambda values, step: accelerator.log(values, step=step)) if config.trackers else None,
-        quiet=quiet,
-    )
+def _start_trackers(config: SftConfig, state: TrainerState, accelerator: Accelerator) -> None:
+    """With the whole configuration, under flat names, and without the steps that a resumed run does again."""
+    values: dict[str, Any] = {}
+    for key, value in to_plain(config).items():
+        values |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    plain = {k: v if isinstance(v, (bool, int, float, str)) else json.dumps(v) for k, v in values.items()}
+    purge = {"tensorboard": {"purge_step": state.step + 1}}
+    accelerator.init_trackers(config.out_dir.name, config=plain, init_kwargs=purge)
 
 
 def _write_fates(
@@ -395,9 +412,18 @@ def _write_fates(
             append_quarantine(config.out_dir / "quarantine.jsonl", listed)
 
 
-def _model(config: SftConfig, mixture: Mixture, fingerprint: str) -> tuple[Started, Path | None]:
+def _model(
+    config: SftConfig, mixture: Mixture, fingerprint: str, accelerator: Accelerator
+) -> tuple[Started, Path | None]:
     """What is trained, and the checkpoint it goes on from."""
     saved = checkpoints(config.out_dir)
+    seen = everywhere(accelerator, saved[-1].name if saved else "none")
+    if len(set(seen)) > 1:
+        raise explain(
+            what=f"the processes see different last checkpoints: {', '.join(seen)}",
+            where=str(config.out_dir),
+            fix="put out_dir on a disk that all machines share; if it is on one, try again",
+        )
     origin = saved[-1] if saved else config.schedule.branch_from
     if saved:
         refuse_other_run(read_state(saved[-1]), to_plain(config), fingerprint, MAY_CHANGE_ON_RESUME)

@@ -40,8 +40,12 @@ def is_sharded() -> bool:
 def shard(model: nn.Module, accelerator: Accelerator, *, bf16: bool) -> None:
     """Spread every layer that must not be split, then what is left; parameters become DTensors in place."""
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    # Inputs stay as they are: what is counted, such as the weight of the loss, is wrong once it is bfloat16, and where
+    # activations meet weights the models cast by themselves.
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None
+        param_dtype=torch.bfloat16 if bf16 else None,
+        reduce_dtype=torch.float32 if bf16 else None,
+        cast_forward_inputs=False,
     )
     layers: set[str] = set(getattr(model, "_no_split_modules", None) or ())
     for module in model.modules():

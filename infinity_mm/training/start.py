@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import patch_environment
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, patch_environment
 from transformers import PreTrainedModel, ProcessorMixin
 
 from infinity_mm.data.conversation import IMAGE_PLACEHOLDER
@@ -31,6 +32,10 @@ from infinity_mm.model.vision_tower import VisionTower
 from infinity_mm.training import lora as adapters
 from infinity_mm.training.config import DataConfig, LoraConfig, StartConfig, source_name
 
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one of them: while they do, the main one measures all texts, or writes a checkpoint.
+Torch's own ten minutes on GPUs end such a run."""
+
 
 def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accelerator:
     """accelerate keeps its state for the life of the process; a second run in one process starts afresh.
@@ -43,7 +48,16 @@ def new_accelerator(precision: Literal["fp32", "bf16"], **kwargs: Any) -> Accele
     AcceleratorState._reset_state()
     GradientState._reset_state()
     with patch_environment(accelerate_use_deepspeed="false"):
-        return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **kwargs)
+        return Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=True
+                ),  # one gradient in memory, not two
+            ],
+            **kwargs,
+        )
 
 
 def build_mixture(data: Sequence[DataConfig], *, temperature: float = 1.0) -> Mixture:
@@ -87,8 +101,10 @@ def start_model(
         family, model, processor = load_family(resumed)
         return Started(family=family, model=model, processor=processor)
     assert start.path is not None
-    options = {} if lora is None else adapters.base_options(lora)
-    family, model, processor = load_family(Path(start.path), convert=start.convert, **options)
+    folder, options = Path(start.path), {}
+    if lora is not None:
+        options = adapters.base_options(lora, family_of(folder, convert=start.convert).parts)
+    family, model, processor = load_family(folder, convert=start.convert, **options)
     family.limit(model, processor, limits_of(start))
     if lora is None:
         return Started(family=family, model=model, processor=processor)

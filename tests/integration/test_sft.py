@@ -72,8 +72,8 @@ def test_a_rank_without_images_waits_for_nobody_and_gradients_are_those_of_one_p
     assert both.returncode == 0, both.stderr
     assert "find_unused_parameters" not in both.stderr
     lines = [line.split() for line in both.stdout.splitlines()]
-    differences = {line[0]: float(line[1]) for line in lines if line[0] in ("ddp", "fsdp", "zero3")}
-    ways = ("ddp", "fsdp", "zero3") if find_spec("deepspeed") else ("ddp", "fsdp")
+    ways = ("ddp", "fsdp", "bf16", *(["zero3"] if find_spec("deepspeed") else []))
+    differences = {line[0]: float(line[1]) for line in lines if line[0] in ways}
     assert differences == {way: pytest.approx(0, abs=1e-6) for way in ways}
 
 

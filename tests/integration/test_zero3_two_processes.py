@@ -105,11 +105,16 @@ def test_one_process_finishes_what_two_began(runs: Path, tmp_path: Path) -> None
 
 
 def test_bad_steps_are_left_out_and_weights_go_back(runs: Path) -> None:
-    ddp, zero3 = runs / "spikes" / "ddp", runs / "spikes" / "zero3"
-    bad = [problem is not None for problem in column(zero3, "problem")]
-    assert True in bad[2:-1]  # after a snapshot, and a step follows
-    assert bad == [problem is not None for problem in column(ddp, "problem")]
-    assert column(zero3, "loss") == pytest.approx(column(ddp, "loss"), abs=1e-4)
+    ddp = runs / "spikes" / "ddp"
+    problems: list[str | None] = [line["problem"] for line in metrics(ddp)]
+    bad = [problem is not None for problem in problems]
+    assert True in bad[2:6]  # after a snapshot, and a step follows
+    assert str(problems[6]).startswith("loss nan")  # of one process
+    for way in ("fsdp", "zero3"):
+        run = runs / "spikes" / way
+        assert [problem is not None for problem in column(run, "problem")] == bad
+        assert column(run, "loss") == pytest.approx(column(ddp, "loss"), abs=1e-4, nan_ok=True)
+        assert all(tensor.isfinite().all() for tensor in load_file(run / "model/model.safetensors").values())
 
 
 def test_adapters_alone_are_trained_and_saved(runs: Path) -> None:

@@ -30,7 +30,9 @@ DIFFER = {
 """Where vLLM's own class does not say what transformers says, whatever the checkpoint: there it only has to answer."""
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "llava_onevision", "internvl"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "llava_onevision", "internvl"]
+)
 def test_a_trained_checkpoint_says_in_vllm_what_it_says_in_transformers(name: str, tmp_path: Path) -> None:
     # Every process of vLLM must know how to import a torchvision that was built for CUDA.
     (tmp_path / "sitecustomize.py").write_text("import infinity_mm\n")

@@ -1,6 +1,7 @@
 """Every stock family: rows equal the stock processor's, packing is exact, and the loss is the stock model's own."""
 
 import pickle
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -234,7 +235,7 @@ def test_plans_count_what_the_processor_makes_and_the_model_takes(
     sample = samples(name, c)[0]
     assert sample.pixel_values is not None
     assert sample.view_shapes is not None
-    assert len(sample.pixel_values) == int(sample.view_shapes[:, 1:].prod(dim=1).sum())
+    assert len(sample.pixel_values) == int(sample.view_shapes[:, 1:3].prod(dim=1).sum())
     assert sample.layout.input_ids == stock_inputs(name, c).input_ids[0].tolist()
     assert logits(name, packed(name, [sample])).isfinite().all()  # it counts tokens and features
 
@@ -252,7 +253,7 @@ def test_rows_are_planned_without_pixels(name: str, turns: Any) -> None:
             images = encoder(name).image_costs(outline.image_sizes[:num_images])
             sample = encoder(name).encode(keep_exchanges(c, number), turns)
             assert len(sample.layout) == sum(cost.tokens[: number + 1]) + sum(i.tokens for i in images)
-            shapes = [] if sample.view_shapes is None else sample.view_shapes[:, 1:].tolist()
+            shapes = [] if sample.view_shapes is None else sample.view_shapes[:, 1:3].tolist()
             assert [list(shape) for i in images for shape in i.view_shapes] == shapes
 
 
@@ -338,8 +339,46 @@ def test_boxes_are_written_in_the_familys_own_units() -> None:
     assert '{"bbox_2d": [8, 8, 32, 16]}' in written["qwen2_5_vl"]
     assert '{"bbox_2d": [250, 500, 1000, 1000]}' in written["qwen3_vl"]
     assert "<box>[[250, 500, 1000, 1000]]</box>" in written["internvl"]
+    assert "[250, 500, 1000, 1000]" in written["idefics3"]
     assert "[250, 500, 1000, 1000]" in written["smolvlm"]
     assert "[0.25, 0.50, 1.00, 1.00]" in written["llava_onevision"]
+
+
+@settings(max_examples=24)
+@given(
+    size=st.tuples(st.integers(8, 90), st.integers(8, 90)),
+    coords=st.lists(st.integers(0, 1_000_000), min_size=4, max_size=4).map(lambda n: [x / 1e6 for x in n]),
+    name=st.sampled_from(NAMES),
+)
+def test_boxes_and_points_decode_to_within_half_a_unit_whatever_the_picture_was_resized_to(
+    name: str, size: tuple[int, int], coords: list[float]
+) -> None:
+    left, top, right, bottom = coords
+    text = f"<|region 0 {left:.6f} {top:.6f} {right:.6f} {bottom:.6f}|> <|region 0 {left:.6f} {top:.6f}|>"
+    image = Image.new("RGB", size, "red")
+    c = Conversation(id="b", images=(image,), messages=(Message("user", "?"), Message("assistant", text)))
+    labels = [i for i in samples(name, c)[0].layout.labels if i != IGNORE]
+    answer = re.sub("bbox_2d|point_2d", "", processor(name).tokenizer.decode(labels))
+    written = [float(number) for number in re.findall(r"[0-9.]*[0-9]", answer)]
+    if name == "qwen2_5_vl":  # pixels of what the processor really makes of the picture
+        images = processor(name).image_processor
+        _, rows, columns = images(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
+        sides, unit = (columns * images.patch_size, rows * images.patch_size), 1.0
+    elif name == "llava_onevision":
+        sides, unit = (1, 1), 0.01
+    else:
+        sides, unit = (1000, 1000), 1.0
+    wanted = [value * side for value, side in zip([*coords, left, top], sides * 3)]
+    assert written == pytest.approx(wanted, abs=unit / 2 + 1e-9)
+
+
+def test_sizes_of_pictures_are_whole_numbers_whatever_type_the_pixels_are_of() -> None:
+    """In bfloat16 1,333 is 1,336, and a picture has another number of tokens."""
+    pixel_values = torch.zeros(2, 3 * 16 * 16, dtype=torch.bfloat16)
+    view_shapes = torch.tensor([[0, 1, 1, 1333, 999, 1], [0, 1, 1, 1333, 999, 1]])
+    inputs = STOCK["llava_onevision"].inputs(config("llava_onevision"), pixel_values, view_shapes)
+    assert inputs["image_sizes"].tolist() == [[1333, 999]]
+    assert inputs["batch_num_images"] == [1]
 
 
 def test_a_folder_that_no_family_knows_is_refused(tmp_path: Path) -> None:

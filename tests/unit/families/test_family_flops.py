@@ -26,6 +26,7 @@ each_family = pytest.mark.parametrize("name", NAMES)
 MODULES = {
     "qwen2_5_vl": ("visual", ("visual.merger",)),
     "qwen3_vl": ("visual", ("visual.merger", "visual.deepstack_merger_list.0")),
+    "idefics3": ("vision_model", ("connector",)),
     "smolvlm": ("vision_model", ("connector",)),
     "llava_onevision": ("vision_tower", ("multi_modal_projector",)),
     "internvl": ("vision_tower", ("multi_modal_projector",)),
@@ -58,7 +59,7 @@ def test_the_formulas_equal_what_torch_counts(name: str) -> None:
     assert batch.view_shapes is not None
     flops = forward_flops(
         family.sizes(model.config),
-        views=[(rows, columns) for _, rows, columns in batch.view_shapes.tolist()],
+        views=[(rows, columns) for _, rows, columns, *_ in batch.view_shapes.tolist()],
         tokens=batch.input_ids.numel(),
         labelled=batch.num_labels,
         attended_pairs=batch.input_ids.numel() ** 2,

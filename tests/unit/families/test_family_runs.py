@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tiny_families import NAMES, THREE, processor, tensors, with_level, write_checkpoint, write_three
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from infinity_mm.config import build
 from infinity_mm.data.packing import pack
@@ -19,7 +20,7 @@ from infinity_mm.errors import UserError
 from infinity_mm.families import FAMILIES
 from infinity_mm.model.attention import DENSE, FLEX
 from infinity_mm.training.config import SftConfig
-from infinity_mm.training.lora import target_layers
+from infinity_mm.training.lora import quantized, target_layers
 from infinity_mm.training.sft import train
 
 each_family = pytest.mark.parametrize("name", NAMES)
@@ -208,6 +209,10 @@ def test_adapters_alone_are_no_model_to_start_from(start: Path, tmp_path: Path) 
     ("changes", "message"),
     [
         ({"lora": {}, "connector": {"freeze": True}}, "with lora everything is frozen but what lora names"),
+        (
+            {"lora": {"base": "bfloat16", "train_connector": True}},
+            "cannot read what a frozen tower in bfloat16",
+        ),
         ({"lora": {"targets": []}}, "name at least one part in targets"),
         ({"lora": {"targets": ["connector"], "train_connector": True}}, "in one of the two places"),
     ],
@@ -217,6 +222,28 @@ def test_adapters_that_contradict_the_rest_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(start, "smolvlm", tmp_path, **changes)
+
+
+def test_a_connector_trained_on_a_bfloat16_base_is_float32_and_resumes_exactly(
+    start: Path, tmp_path: Path
+) -> None:
+    changes = {"precision": "bf16", "lora": {"r": 2, "base": "bfloat16", "train_connector": True}, "steps": 3}
+    whole = train(run(start, "smolvlm", tmp_path / "whole", **changes), quiet=True).model_dir
+    assert whole is not None
+    with safe_open(whole / "adapter_model.safetensors", "pt") as file:
+        trained = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    assert any("connector" in key for key in trained)
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert all((tensor != tensor.bfloat16()).any() for tensor in trained.values())  # and not only by name
+    train(run(start, "smolvlm", tmp_path / "parts", **changes | {"steps": 2}), quiet=True)
+    train(run(start, "smolvlm", tmp_path / "parts", **changes), quiet=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_four_bits_are_for_the_layers_of_the_language_model_alone() -> None:
+    kept = quantized(FAMILIES["qwen3_vl"].parts).llm_int8_skip_modules
+    names = ["model.language_model.layers.0.mlp.up_proj", "model.visual.blocks.0.attn.qkv", "lm_head"]
+    assert [should_convert_module(name, kept) for name in names] == [True, False, False]
 
 
 def test_qlora_says_what_it_lacks(start: Path, tmp_path: Path) -> None:

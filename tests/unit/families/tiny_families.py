@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from infinity_mm.data.conversation import Conversation, Message
 
-NAMES = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "llava_onevision", "internvl")
+NAMES = ("qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "llava_onevision", "internvl")
 
 WORDS = [
     "What is in the first picture? A red circle. Which colour is it?\n",
@@ -74,19 +74,22 @@ _QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _TEMPLATES = {
     "qwen2_5_vl": _CHATML.replace("SYSTEM\n", _SYSTEM).replace("IMAGE", _QWEN_IMAGE),
     "qwen3_vl": _CHATML.replace("SYSTEM\n", "").replace("IMAGE", _QWEN_IMAGE),
+    "idefics3": _SMOLVLM,
     "smolvlm": _SMOLVLM,
     "llava_onevision": _ONEVISION,
     "internvl": _CHATML.replace("SYSTEM\n", "").replace("IMAGE", "<IMG_CONTEXT>\\n"),
 }
 
 _QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+_SMOLVLM_TOKENS = [
+    "<end_of_utterance>", "<|im_start|>", "<|endoftext|>", "<image>", "<fake_token_around_image>",
+    "<global-img>", *(f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)),
+]  # fmt: skip
 _SPECIAL = {
     "qwen2_5_vl": ["<|im_end|>", "<|im_start|>", "<|endoftext|>", *_QWEN_TOKENS],
     "qwen3_vl": ["<|im_end|>", "<|im_start|>", "<|endoftext|>", *_QWEN_TOKENS],
-    "smolvlm": [
-        "<end_of_utterance>", "<|im_start|>", "<|endoftext|>", "<image>", "<fake_token_around_image>",
-        "<global-img>", *(f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)),
-    ],
+    "idefics3": _SMOLVLM_TOKENS,
+    "smolvlm": _SMOLVLM_TOKENS,
     "llava_onevision": ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<image>", "<video>"],
     "internvl": ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
 }  # fmt: skip
@@ -160,7 +163,7 @@ def config(name: str) -> Any:
                 "vision_start_token_id": ids["<|vision_start|>"],
                 "vision_end_token_id": ids["<|vision_end|>"],
             }  # fmt: skip
-        case "smolvlm":
+        case "idefics3" | "smolvlm":
             own = {
                 "text_config": {"model_type": "llama", **text},
                 "vision_config": _SIGLIP,
@@ -194,6 +197,7 @@ PINPOINTS = [[16, 16], [16, 32], [32, 16], [32, 32], [16, 48], [48, 16]]
 
 def processor(name: str) -> Any:
     from transformers import (
+        Idefics3Processor,
         InternVLProcessor,
         InternVLVideoProcessor,
         LlavaOnevisionProcessor,
@@ -206,6 +210,7 @@ def processor(name: str) -> Any:
         SmolVLMVideoProcessor,
     )
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+    from transformers.models.idefics3.image_processing_idefics3 import Idefics3ImageProcessor
     from transformers.models.llava_onevision.image_processing_llava_onevision import (
         LlavaOnevisionImageProcessor,
     )
@@ -223,6 +228,11 @@ def processor(name: str) -> Any:
                     image_processor=images, video_processor=Qwen2VLVideoProcessor(), **words
                 )
             return Qwen3VLProcessor(image_processor=images, video_processor=Qwen3VLVideoProcessor(), **words)
+        case "idefics3":
+            images = Idefics3ImageProcessor(
+                size={"longest_edge": 32}, max_image_size={"longest_edge": 16}, **half
+            )
+            return Idefics3Processor(images, image_seq_len=4, **words)
         case "smolvlm":
             images = SmolVLMImageProcessor(
                 size={"longest_edge": 32}, max_image_size={"longest_edge": 16}, **half

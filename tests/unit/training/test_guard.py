@@ -53,6 +53,12 @@ def test_rewind_restores_weights_and_optimiser_of_the_last_copy() -> None:
         learn(weight, optimizer)
         guard.passed(step, 1.0)
     kept = weight.tolist(), {k: v.clone() for k, v in optimizer.state[weight].items()}
+    places = [copied.data_ptr() for _, copied, _ in guard._copies]
+    for step in (3, 4):
+        learn(weight, optimizer)
+        guard.passed(step, 1.0)
+    assert [copied.data_ptr() for _, copied, _ in guard._copies] == places  # never two copies at once
+    kept = weight.tolist(), {k: v.clone() for k, v in optimizer.state[weight].items()}
     learn(weight, optimizer)
     assert not guard.must_stop()
     assert weight.tolist() == kept[0]

@@ -123,6 +123,12 @@ def test_sigterm_saves_and_ends_and_the_same_call_goes_on(
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
+def test_four_bit_weights_are_not_spread_by_fsdp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="nf4 does not work with FSDP"):
+        train(tiny_config(tmp_path, model={"path": "."}, lora={"base": "nf4"}), quiet=True)
+
+
 def test_epochs_become_steps_by_counting_rows(tmp_path: Path) -> None:
     result = train(tiny_config(tmp_path, steps=None, epochs=1, schedule={"name": "constant"}), quiet=True)
     # The last step may be filled up from the next epoch, or leave the odd row of the first to it.
@@ -194,6 +200,14 @@ def test_a_branch_may_go_on_with_other_data_from_its_start_but_not_with_another_
     assert (result.steps, len(losses(tmp_path / "branch"))) == (6, 2)
     with pytest.raises(UserError, match="global_batch_rows: 2 -> 4"):
         train(tiny_config(tmp_path / "other", schedule=branch, global_batch_rows=4), quiet=True)
+
+
+def test_processes_that_see_different_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "everywhere", lambda _, own: [own, "checkpoint-4"])
+    with pytest.raises(UserError, match="different last checkpoints: none, checkpoint-4"):
+        train(tiny_config(tmp_path), quiet=True)
 
 
 def test_the_log_says_where_loss_and_gradient_came_from(tmp_path: Path) -> None:
@@ -285,8 +299,10 @@ def test_noise_changes_training_and_is_the_same_in_a_resumed_run(tmp_path: Path)
 
 
 def test_trackers_get_every_number_and_a_missing_package_is_named(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path / "run", trackers=["tensorboard"], steps=3), quiet=True)
+    train(tiny_config(tmp_path / "run", trackers=None, steps=3), quiet=True)  # TensorBoard's package is there
     assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
+    (settings,) = (tmp_path / "run" / "trackers").rglob("hparams.yml")
+    assert "schedule.decay_steps: 2" in settings.read_text()
     with pytest.raises(UserError, match="the package wandb is not installed"):
         train(tiny_config(tmp_path / "other", trackers=["wandb"]), quiet=True)
 
@@ -300,7 +316,8 @@ def test_compiled_layers_train_alike_and_keep_their_names(
     train(tiny_config(tmp_path / "plain", steps=3), quiet=True)
     options = {"world_seed": 3, "num_images": 2}
     task = {"name": "world", "kind": "windtunnel", "options": options, "every_steps": 1, "max_new_tokens": 4}
-    train(tiny_config(tmp_path / "compiled", compile=True, steps=3, tasks=[task]), quiet=True)
+    changes = {"compile": True, "gradient_checkpointing": True, "tasks": [task]}
+    train(tiny_config(tmp_path / "compiled", steps=3, **changes), quiet=True)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
     plain, compiled = (load_file(tmp_path / run / "model/model.safetensors") for run in ("plain", "compiled"))
     assert plain.keys() == compiled.keys()

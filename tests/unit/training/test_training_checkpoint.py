@@ -1,16 +1,26 @@
 """Checkpoints appear whole or not at all."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import tiny_config
+from toy_run import model_and_encoder, tiny_config
 
 from infinity_mm.data.loader import LoaderState
 from infinity_mm.errors import UserError
-from infinity_mm.training.checkpoint import TrainerState, checkpoints, refuse_other_run, whole_folder
+from infinity_mm.training.checkpoint import (
+    TrainerState,
+    Weights,
+    checkpoints,
+    refuse_other_run,
+    save_checkpoint,
+    whole_folder,
+)
 from infinity_mm.training.sft import train
 
 
@@ -50,8 +60,51 @@ def test_a_checkpoint_holds_no_pickle_and_only_the_last_are_kept(tmp_path: Path)
     assert suffixes == {".json", ".jsonl", ".safetensors", ".jinja"}
     final = load_file(tmp_path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in final.values()} == {torch.float16}
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert [config["dtype"], config["text_config"]["dtype"]] == ["float16", "float16"]
     kept = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
     assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+
+
+def state_of(step: int) -> TrainerState:
+    return TrainerState(
+        step=step, loader=LoaderState(), total_steps=5, samples=0, tokens=0, images=0, dropped=0,
+        data_fingerprint="f", config={},
+    )  # fmt: skip
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_none_without_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(folder: Path, *, ignore_errors: bool = False) -> None:
+        if (folder / "trainer").is_dir():
+            shutil.move(folder / "trainer", tmp_path / "gone")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(tmp_path, keep_last=1), quiet=True)
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-4"]
+    assert (tmp_path / "checkpoint-2.partial").is_dir()
+    train(tiny_config(tmp_path, keep_last=1), quiet=True)
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_a_checkpoint_says_float32_whatever_the_type_of_the_model_in_memory_at_that_moment(
+    tmp_path: Path,
+) -> None:
+    """FSDP swaps in bfloat16 weights while it computes, and the writer works in the background."""
+    model, encoder = model_and_encoder()
+    weights = Weights(model={k: v.clone() for k, v in model.state_dict().items()}, optimizer={})
+    before = model.config.dtype
+    model.bfloat16()
+    processor: Any = encoder.image_processor
+    path = save_checkpoint(
+        tmp_path, weights=weights, model=model, processor=processor, state=state_of(3), keep_last=1
+    )
+    assert json.loads((path / "config.json").read_text())["dtype"] == "float32"
+    assert model.config.dtype == before
 
 
 def test_tied_weights_are_written_once_in_any_dtype(tmp_path: Path) -> None:
@@ -69,10 +122,7 @@ def test_another_configuration_is_refused_by_naming_what_differs_and_nothing_els
         "data": [{"kind": "a", "options": {"path": "x", "n": 1}}],
         "connector": None,
     }
-    state = TrainerState(
-        step=3, loader=LoaderState(), total_steps=5, samples=0, tokens=0, images=0, dropped=0,
-        data_fingerprint="f", config=config,
-    )  # fmt: skip
+    state = replace(state_of(3), config=config)
     other = config | {
         "steps": 9,
         "data": [{"kind": "a", "options": {"path": "y", "n": 1}}],

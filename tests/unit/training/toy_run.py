@@ -87,5 +87,6 @@ def tiny_config(out_dir: Path, **changes: Any) -> SftConfig:
         "schedule": {"name": "wsd", "warmup_steps": 1, "decay_steps": 2},
         "num_workers": 0,
         "save_every_steps": 2,
+        "trackers": [],
     }  # fmt: skip
     return build(SftConfig, plain | changes)

@@ -1,4 +1,5 @@
-"""Run by two processes: runs with whole copies (DDP) and the same ones under ZeRO-3, in FOLDER/<run>/<way>.
+"""Run by two processes: runs with whole copies (DDP) and the same ones under ZeRO-3, in FOLDER/<run>/<way>; the one
+with bad steps also under FSDP2.
 
 FOLDER holds a stock checkpoint `start` and `data.json`, conversations with and without pictures.
 """
@@ -6,12 +7,15 @@ FOLDER holds a stock checkpoint `start` and `data.json`, conversations with and 
 import os
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from toy_run import tiny_config
 
+from infinity_mm.training import loop
 from infinity_mm.training.sft import train
 
 torch.set_num_threads(1)
@@ -20,7 +24,20 @@ folder = Path(sys.argv[1])
 
 def run(name: str, way: str, **changes: Any) -> None:
     os.environ["ACCELERATE_USE_DEEPSPEED"] = str(way == "zero3").lower()
+    os.environ["ACCELERATE_USE_FSDP"] = str(way == "fsdp").lower()
     train(tiny_config(folder / name / way, **changes), quiet=True)
+
+
+def nan_on_one_process(at_step: int) -> Any:
+    """The loss of a run with one micro-batch a process and step."""
+    local_loss, calls = loop.local_loss, count(1)
+
+    def spoiled(*args: Any, **keys: Any) -> Any:
+        found = local_loss(*args, **keys)
+        bad = next(calls) == at_step and os.environ["RANK"] == "1"
+        return found._replace(loss=found.loss * float("nan")) if bad else found
+
+    return spoiled
 
 
 # Two micro-batches a process and step; the gradient is clipped.
@@ -54,9 +71,13 @@ stock = {
     "tasks": [{**data, "name": "three", "every_steps": 1, "max_new_tokens": 8}],
     "schedule": constant,
 }
+for way in ("ddp", "fsdp", "zero3"):
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(loop, "local_loss", nan_on_one_process(at_step=7))
+    run("spikes", way, steps=9, language_model=unstable, save_every_steps=9, spike=spike)
+    monkeypatch.undo()
 for way in ("ddp", "zero3"):
     run("plain", way, **plain)
-    run("spikes", way, steps=8, language_model=unstable, save_every_steps=8, spike=spike)
     run("adapters", way, steps=2, **adapted)
     run("stock", way, steps=3, **stock)
 if os.environ["RANK"] == "0":
