@@ -1,10 +1,11 @@
 """Pictures that may have brought a server down that cannot be restarted from here, and must not be sent on and on.
 
-lost twice after it was sent --> asked alone --lost again, though the server was there--> a killer, never sent again
-                                            --answered--> harmless
+the server died over it, twice --> asked alone --died again--> a killer, never sent again
+                                              --answered--> harmless
 
-A server that is stopped loses everything in flight as well, so a loss alone condemns nobody: the picture must have
-been alone, the server must have answered other calls since the first loss, and must have been there just before.
+A server that is stopped loses everything in flight as well, and a bad network loses what it likes. So two losses make a
+picture a suspect and no more; it is condemned when it was alone, the server was there before and gone afterwards, and
+other calls had been answered since the first loss.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ class Killers:
         self._losses.pop(picture, None)
         self._answered_at = now
 
-    def lost(self, picture: Picture, *, sent_at: float, now: float, was_alone: bool) -> bool:
-        """The connection was lost after a call was sent; True if that proves the picture a killer.
-
-        Calls about one picture that were in flight together count as one loss.
-        """
+    def lost(self, picture: Picture, *, sent_at: float, now: float) -> None:
+        """A server may have died over it; calls that were in flight together count as one."""
         losses = self._losses.get(picture)
         if losses is None:
             self._losses[picture] = _Losses(now, now)
-            return False
-        if was_alone and losses.number >= _SUSPECT and self._answered_at > losses.first_at:
-            self._killers.add(picture)
-            del self._losses[picture]
-            return True
-        if sent_at > losses.last_at:
+        elif sent_at > losses.last_at:
             losses.number += 1
             losses.last_at = now
-        return False
+
+    def died_alone(self, picture: Picture) -> bool:
+        """A server died over a suspect that was alone; whether that makes it a killer."""
+        losses = self._losses[picture]
+        if self._answered_at <= losses.first_at:
+            return False
+        self._killers.add(picture)
+        del self._losses[picture]
+        return True

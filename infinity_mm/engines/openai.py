@@ -33,7 +33,7 @@ from infinity_mm.engines.base import (
     no_likelihoods,
 )
 from infinity_mm.engines.endpoints import Endpoints, Place
-from infinity_mm.engines.guard import killed, picture_of, wrong_slots
+from infinity_mm.engines.guard import Picture, killed, picture_of, wrong_slots
 from infinity_mm.engines.killers import Killers
 from infinity_mm.engines.lru import BytesLru
 from infinity_mm.engines.openai_http import CONNECTION, Attempt, Http
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
+_LAST_WORDS_S = 2.0
+"""From vLLM's answer that its core has died to the end of its server."""
 UNPINNED = "unpinned"
 """In the place of a revision that nobody declared; the data set's card looks for it."""
 _CONNECT_S = 10.0
@@ -295,23 +297,27 @@ class OpenAIEngine:
             attempt = await self._allowed(asked, f"{_root(place.endpoint.url, path)}/{path}", body, read)
             answer = attempt.answer
             said = None if answer is OUT_OF_BUDGET else answer
-            if path != "tokenize" and self._has_killed(asked, answer, place, attempt.was_sent, is_suspect):
-                answer = killed(asked)
+            if path != "tokenize":
+                self._note(picture, attempt, place)
+                if is_suspect and place.is_alone and attempt.is_death and await self._is_gone(place, attempt):
+                    answer = killed(asked) if self._killers.died_alone(picture) else answer
             return replace(attempt, answer=answer, was_probe=place.is_probe)
         finally:
             self._endpoints.give_back(place, said)
 
-    def _has_killed(
-        self, asked: Request | Scoring, answer: object, place: Place, was_sent: bool, is_suspect: bool
-    ) -> bool:
-        """Note what a call says about its picture; True if the picture is a killer."""
-        picture, now = picture_of(asked), asyncio.get_running_loop().time()
-        if not isinstance(answer, Failure):
+    def _note(self, picture: Picture, attempt: Attempt[Any], place: Place) -> None:
+        """What a call says about its picture."""
+        now = asyncio.get_running_loop().time()
+        if attempt.is_death:
+            self._killers.lost(picture, sent_at=place.sent_at, now=now)
+        elif not isinstance(attempt.answer, Failure):
             self._killers.answered(picture, now=now)
-        elif answer.reason == CONNECTION and was_sent:
-            was_alone = is_suspect and place.is_alone
-            return self._killers.lost(picture, sent_at=place.sent_at, now=now, was_alone=was_alone)
-        return False
+
+    async def _is_gone(self, place: Place, attempt: Attempt[Any]) -> bool:
+        """Whether a server has really died; one that still said so needs a moment for it."""
+        said_so = isinstance(attempt.answer, Failure) and attempt.answer.reason != CONNECTION
+        await asyncio.sleep(_LAST_WORDS_S if said_so else 0)
+        return not await self._http.is_there(place.endpoint.url)
 
     async def _allowed(
         self, asked: Request | Scoring, url: str, body: bytes, read: Callable[[str], T | Failure]

@@ -20,6 +20,8 @@ CONNECTION = "connection"
 """Nobody took the call, or who took it was gone before there was a reply."""
 _THERE_S = 10.0
 """For a call that asks no model."""
+_DEAD = "EngineCore encountered an issue"
+"""What vLLM answers to all calls in flight when its core has died, before its server ends as well."""
 _JSON = {"Content-Type": "application/json"}
 _WARNED_BYTES = 1 << 20
 """aiohttp warns of a body from this size on, which an image soon has, unless it comes as a file; a file is slower."""
@@ -34,6 +36,8 @@ class Attempt(Generic[T]):
     """When the server says to come back."""
     was_sent: bool = True
     """Whether a server may have seen it."""
+    is_death: bool = False
+    """Whether it looks as if the server died over it: gone without a word of reply, or so it says itself."""
     was_probe: bool = False
     """Whether it went to see if a server that was down is back."""
 
@@ -52,21 +56,24 @@ class Http:
         """One call; never raises for what a server or the network does."""
         import aiohttp
 
+        has_begun = False
         try:
             data = body if len(body) < _WARNED_BYTES else io.BytesIO(body)
             async with self._session.post(url, data=data, headers=_JSON) as response:
+                has_begun = True
                 said = await response.text(errors="replace")
                 if response.status == 200:
                     return Attempt(read(said))
                 failure = self._redacted(read_error(response.status, said))
-                return Attempt(failure, _seconds(response.headers.get("Retry-After")))
+                is_death = response.status == 500 and _DEAD in said
+                return Attempt(failure, _seconds(response.headers.get("Retry-After")), is_death=is_death)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Attempt(self._lost(error), was_sent=False)
         except TimeoutError:
             detail = f"no reply in {self._timeout_s} s"
             return Attempt(Failure(reason="timeout", detail=detail, retryable=True))
         except (aiohttp.ClientError, OSError) as error:
-            return Attempt(self._lost(error))
+            return Attempt(self._lost(error), is_death=not has_begun)
 
     async def is_there(self, base_url: str) -> bool:
         """Whether the server says anything at all."""

@@ -29,11 +29,26 @@ class Server:
         app.router.add_get("/v1/models", self._models)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
+        self._port = 0
+        await self._listen()
         address: tuple[str, int] = self._runner.addresses[0]
-        self.url = f"http://127.0.0.1:{address[1]}/v1"
+        self._port = address[1]
+        self.url = f"http://127.0.0.1:{self._port}/v1"
         return self
+
+    async def _listen(self) -> None:
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await self._site.start()
+
+    async def _die(self) -> None:
+        """Whoever is connected loses his call, and for a moment nobody can connect."""
+        for transport in self._callers:
+            transport.close()
+        self._callers.clear()
+        await self._site.stop()
+        self._rebirth = asyncio.get_running_loop().call_later(
+            0.03, lambda: asyncio.ensure_future(self._listen())
+        )
 
     async def __aexit__(self, *error: object) -> None:
         await self._runner.cleanup()
@@ -79,16 +94,17 @@ class Server:
                 assert request.transport is not None
                 request.transport.close()
             case ["kill", times] if call <= int(times):
-                for transport in self._callers:  # whoever is connected loses his call
-                    transport.close()
-                self._callers.clear()
-            case ["half"] if call == 1:
+                await self._die()
+            case ["half", times] if call <= int(times):
                 response = web.StreamResponse(headers={"Content-Length": "1000"})
                 await response.prepare(request)
                 await response.write(b'{"choices": [')
                 assert request.transport is not None
                 request.transport.close()
                 return response
+            case ["last-words"]:
+                said = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+                return web.json_response({"error": {"message": said}}, status=500)
             case ["garbage"]:
                 return web.Response(text="<html>502 but they say 200</html>")
             case ["shape"]:

@@ -42,7 +42,7 @@ def test_replies_come_in_the_order_of_the_requests_with_their_token_counts() -> 
     assert answers == [Reply(text=f"you said q{i}", prompt_tokens=11, completion_tokens=3) for i in range(20)]
 
 
-@pytest.mark.parametrize("trouble", ["once 429", "once 500", "once 503", "once 408", "drop 2", "half"])
+@pytest.mark.parametrize("trouble", ["once 429", "once 500", "once 503", "once 408", "drop 2", "half 1"])
 def test_passing_trouble_is_tried_again(trouble: str) -> None:
     server = Server()
     assert generate([ask(trouble)], server=server) == [
@@ -342,6 +342,15 @@ def test_a_suspect_is_not_sent_to_a_server_that_is_not_there() -> None:
     answers = beside_others("kill 2", server=server, max_retries=3)
     assert [a.reason for a in answers if isinstance(a, Failure)] == ["connection"] * 2
     assert (server.calls["kill 2"], server.calls["again"]) == (2, 0)
+
+
+@pytest.mark.parametrize("trouble", ["drop 99", "half 99"])
+def test_a_picture_whose_calls_are_lost_while_the_server_stays_is_no_killer(trouble: str) -> None:
+    server = Server()
+    failure, reply = beside_others(trouble, server=server, max_retries=3)
+    assert isinstance(failure, Failure)
+    assert (failure.reason, server.calls[trouble]) == ("connection", 4)
+    assert isinstance(reply, Reply)
 
 
 def test_a_server_that_drops_every_call_condemns_no_picture() -> None:
