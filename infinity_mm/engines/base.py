@@ -131,9 +131,21 @@ class Failure:
         """Whether the engine did answer, only of no use: paid for like a reply, and not asked for again."""
         return not self.retryable and self.reason in _SAID
 
+    @property
+    def is_outage(self) -> bool:
+        """Whether it speaks of the engine and not of the request; too many of these stop a run."""
+        return self.retryable or self.reason in ENDS_RUN or self.reason in _OWN_TROUBLE
+
 
 _SAID = ("not_a_choice", "empty_reply", "content_filter", "killed_engine")
 """Reasons of failures that the same request would have again; the last one would cost a restart as well."""
+ENDPOINT_DOWN = "endpoint_down"
+"""Why a call failed that was never sent."""
+ENDS_RUN = frozenset({ENDPOINT_DOWN, *(f"http_{status}" for status in (401, 402, 403, 404, 405, 407))})
+"""Reasons that every further request would have as well, until a person does something: no server, an expired key, a
+spent quota, a model that is not served. One is enough to stop a run."""
+_OWN_TROUBLE = ("engine_error", "out_of_memory")
+"""Of an engine in this process: once in a while the fault of an image, often its own."""
 
 
 class EngineDead(Exception):  # noqa: N818 (a fact about a process)

@@ -24,6 +24,8 @@ LOST_TO_OPEN = 5
 """Calls lost in a row after which a server counts as down."""
 FIRST_OPEN_S = 1.0
 """Until the first probe of a server that is down."""
+MAX_OPEN_S = 15.0
+"""Longest wait between two probes: a server that is back is noticed soon, and a refused call costs next to nothing."""
 _LOST = frozenset({"connection", "timeout", "http_502", "http_504"})
 """Nobody was there, or nobody that answered."""
 _OVERLOADED = frozenset({"timeout", "http_429", "http_503"})
@@ -112,6 +114,15 @@ class Breaker:
             self.due_at = now
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A call without a place."""
+
+    given: asyncio.Future[bool]
+    """True gives it its place, False tells it to choose again."""
+    alone: bool
+
+
 @dataclass(slots=True)
 class Endpoint:
     """One server."""
@@ -119,9 +130,21 @@ class Endpoint:
     url: str
     limit: AdaptiveLimit
     breaker: Breaker
-    waiting: deque[asyncio.Future[bool]]
-    """Calls without a place, in order: True gives one its place, False tells it to choose again."""
+    waiting: deque[_Turn]
+    """In order; one that wants to be alone holds back those behind it until the server has nothing else to do."""
     in_flight: int = 0
+    is_lonely: bool = False
+    """Whether the one call in flight is to stay the only one."""
+
+    def has_room(self, *, alone: bool) -> bool:
+        """Whether one more call may go now."""
+        most = 1 if alone else self.limit.value
+        return self.in_flight < most and not self.is_lonely
+
+    def enter(self, *, alone: bool) -> None:
+        """One more call is in flight."""
+        self.in_flight += 1
+        self.is_lonely = alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +154,8 @@ class Place:
     endpoint: Endpoint
     sent_at: float
     is_probe: bool
+    is_alone: bool = False
+    """Whether no other call of this worker is at the server meanwhile."""
 
 
 @final
@@ -138,9 +163,15 @@ class Endpoints:
     """The servers of one model."""
 
     def __init__(
-        self, urls: Sequence[str], *, max_in_flight: int, slow_s: float, max_open_s: float, max_down_s: float
+        self,
+        urls: Sequence[str],
+        *,
+        max_in_flight: int,
+        slow_s: float,
+        max_down_s: float,
+        max_open_s: float = MAX_OPEN_S,
     ) -> None:
-        """`max_down_s`: how long calls wait while all servers are down."""
+        """`max_down_s`: how long calls wait while all servers are down; a probe that is under way is waited for."""
         self._endpoints = [
             Endpoint(
                 url, AdaptiveLimit(max_in_flight, slow_s=slow_s), Breaker(max_open_s=max_open_s), deque()
@@ -152,13 +183,16 @@ class Endpoints:
         self._changed = asyncio.Event()
         """Set, and replaced, whenever a server goes down, stays down or comes back."""
 
-    async def place(self, affinity: str) -> Place | None:
+    async def place(self, affinity: str, *, skip: int = 0, alone: bool = False) -> Place | None:
         """A place with the first server that is up, in this affinity's own order; None if all have been down too long.
 
         Calls of one affinity so share a server and its prefix cache; those of a server that is down go each to
-        their next one, and return when it does.
+        their next one, and return when it does. `skip`: servers of that order to try last, for a call that they
+        answered badly. `alone`: wait until the server has nothing else to do, and keep the others away.
         """
         order = self._order(affinity)
+        first = skip % len(order)
+        order = [*order[first:], *order[:first]]
         loop = asyncio.get_running_loop()
         while True:
             now = loop.time()
@@ -169,15 +203,15 @@ class Endpoints:
             elif up.breaker.is_open:
                 up.breaker.probe()
                 up.in_flight += 1  # waits for no place: calls under way to a dead server may hold them all
-                return Place(up, now, is_probe=True)
-            elif await self._has_place(up):
-                return Place(up, loop.time(), is_probe=False)
+                return Place(up, now, is_probe=True, is_alone=up.in_flight == 1)
+            elif await self._has_place(up, alone=alone):
+                return Place(up, loop.time(), is_probe=False, is_alone=alone)
 
     def give_back(self, place: Place, answer: object) -> None:
         """What the call brought, a failure or whatever else; None if it was cancelled."""
         now = asyncio.get_running_loop().time()
         endpoint, breaker = place.endpoint, place.endpoint.breaker
-        endpoint.in_flight -= 1
+        _leave(endpoint)
         before = breaker.due_at
         reason = answer.reason if isinstance(answer, Failure) else ""
         if answer is None:
@@ -202,38 +236,53 @@ class Endpoints:
             return self._endpoints
         return sorted(self._endpoints, key=lambda e: hashlib.sha256(f"{e.url} {affinity}".encode()).digest())
 
-    async def _has_place(self, endpoint: Endpoint) -> bool:
+    async def _has_place(self, endpoint: Endpoint, *, alone: bool) -> bool:
         """Wait for a place; False if the server went down first."""
-        if endpoint.in_flight < endpoint.limit.value and not endpoint.waiting:
-            endpoint.in_flight += 1
+        if endpoint.has_room(alone=alone) and not endpoint.waiting:
+            endpoint.enter(alone=alone)
             return True
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        turn = _Turn(asyncio.get_running_loop().create_future(), alone)
         endpoint.waiting.append(turn)
         try:
-            return await turn
+            return await turn.given
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.result():
-                endpoint.in_flight -= 1
-                _serve(endpoint)
+            if turn.given.done() and not turn.given.cancelled() and turn.given.result():
+                _leave(endpoint)
+            _serve(endpoint)  # it may have held back those behind it
             raise
 
     async def _some_change(self, now: float) -> bool:
         """All are down: wait for news or the next probe; False if that has gone on too long."""
         if self._down_since is None:
             self._down_since = now
-        until = self._down_since + self._max_down_s
+        due = [e.breaker.due_at for e in self._endpoints if e.breaker.due_at is not None]
+        is_probed = math.inf in due
+        until = math.inf if is_probed else self._down_since + self._max_down_s
         if now >= until:
             return False
-        due = min(e.breaker.due_at for e in self._endpoints if e.breaker.due_at is not None)
+        wait_s = min(until, *due) - now
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), min(until, due) - now)
+            await asyncio.wait_for(self._changed.wait(), None if wait_s == math.inf else wait_s)
         return True
+
+
+def _leave(endpoint: Endpoint) -> None:
+    endpoint.in_flight -= 1
+    endpoint.is_lonely = endpoint.is_lonely and endpoint.in_flight > 0
 
 
 def _serve(endpoint: Endpoint) -> None:
     """Give free places to those that wait longest; all of them choose again where the server is down."""
-    while endpoint.waiting and (endpoint.breaker.is_open or endpoint.in_flight < endpoint.limit.value):
-        turn = endpoint.waiting.popleft()
-        if not turn.done():
-            turn.set_result(not endpoint.breaker.is_open)
-            endpoint.in_flight += not endpoint.breaker.is_open
+    while endpoint.waiting:
+        turn = endpoint.waiting[0]
+        if turn.given.done():  # it gave up
+            endpoint.waiting.popleft()
+        elif endpoint.breaker.is_open:
+            endpoint.waiting.popleft()
+            turn.given.set_result(False)
+        elif endpoint.has_room(alone=turn.alone):
+            endpoint.waiting.popleft()
+            endpoint.enter(alone=turn.alone)
+            turn.given.set_result(True)
+        else:
+            return

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, final
 
+from infinity_mm.engines.allowance import CUT_OFF, OUT_OF_BUDGET, Allowance
 from infinity_mm.engines.base import (
     Capabilities,
     Engine,
@@ -52,6 +53,7 @@ class _Suspect:
 @final
 class Guarded:
     """Wraps engines whose `generate` raises `EngineDead`; an async context manager that owns the one in use.
+    Each attempt asks the budget for leave.
 
     A request that stays with a dead engine is asked again with half of its companions, and so on, until a picture
     that kills alone is found: its requests get the failure `killed_engine`, now and later. Pictures that were answered
@@ -60,9 +62,12 @@ class Guarded:
     request.
     """
 
-    def __init__(self, open_engine: Open, *, max_restarts: int = 16) -> None:
-        """`max_restarts`: in a row, without a single reply between them; then the run ends with an error."""
+    def __init__(self, open_engine: Open, *, max_restarts: int = 16, timeout_s: float | None = None) -> None:
+        """`max_restarts`: in a row, without a single reply between them; then the run ends with an error.
+        `timeout_s`: an engine that is silent about a request for so long counts as dead."""
         self._open_engine = open_engine
+        self._timeout_s = timeout_s
+        self.allowance: Allowance | None = None
         self._max_restarts = max_restarts
         self._open = asyncio.Event()
         """Clear while the engine is dead and suspects are sifted."""
@@ -121,8 +126,8 @@ class Guarded:
             await self._open.wait()
         if self._broken is not None:
             raise self._broken
-        if _picture(request) in self._killers:
-            return _killed(request)
+        if picture_of(request) in self._killers:
+            return killed(request)
         self._in_flight += 1
         suspect: _Suspect | None = None
         try:
@@ -139,14 +144,33 @@ class Guarded:
         return await suspect.answer
 
     async def _ask(self, request: Request | Scoring) -> Reply | Likelihood | Failure:
+        """One attempt, if the budget has it."""
+        if self.allowance is None:
+            return await self._attempt(request)
+        if not await self.allowance.reserve([request]):
+            return OUT_OF_BUDGET
+        answer: Reply | Likelihood | Failure = CUT_OFF
+        try:
+            answer = await self._attempt(request)
+        finally:
+            self.allowance.settle(request, answer)
+        return answer
+
+    async def _attempt(self, request: Request | Scoring) -> Reply | Likelihood | Failure:
         engine = self._engine
         asked: Awaitable[Sequence[Reply | Likelihood | Failure]] = (
             engine.generate([request]) if isinstance(request, Request) else engine.score([request])
         )
-        answer = (await asked)[0]
+        try:
+            async with asyncio.timeout(self._timeout_s) as timer:
+                answer = (await asked)[0]
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            raise EngineDead(f"no reply in {self._timeout_s} s") from error
         if not isinstance(answer, Failure):
             self._restarts_in_a_row = 0
-            self._harmless.put(_picture(request), True, num_bytes=1)
+            self._harmless.put(picture_of(request), True, num_bytes=1)
         return answer
 
     async def _inquire(self) -> None:
@@ -155,7 +179,7 @@ class Guarded:
             await self._restart()
             pictures: dict[Picture, list[_Suspect]] = {}
             for suspect in suspects:
-                pictures.setdefault(_picture(suspect.request), []).append(suspect)
+                pictures.setdefault(picture_of(suspect.request), []).append(suspect)
             new = [group for picture, group in pictures.items() if not self._harmless.get(picture)]
             old = [group for picture, group in pictures.items() if self._harmless.get(picture)]
             for part in (*_halves(new), old):
@@ -181,9 +205,9 @@ class Guarded:
                 await self._sift(half)
             return
         (group,) = groups
-        self._killers.add(_picture(group[0].request))
+        self._killers.add(picture_of(group[0].request))
         for suspect in group:
-            _settle(suspect, _killed(suspect.request))
+            _settle(suspect, killed(suspect.request))
 
     async def _try(self, suspect: _Suspect) -> bool:
         """Whether there is an answer now."""
@@ -256,11 +280,13 @@ def wrong_slots(request: Request | Scoring) -> Failure | None:
     return Failure(reason="bad_request", detail=f"image slots {slots} for {len(request.images)} images")
 
 
-def _picture(request: Request | Scoring) -> Picture:
+def picture_of(request: Request | Scoring) -> Picture:
+    """What a request is judged with."""
     return tuple(image.sha256 for image in request.images) or (request.key(""),)
 
 
-def _killed(request: Request | Scoring) -> Failure:
+def killed(request: Request | Scoring) -> Failure:
+    """The failure of what kills engines."""
     what = (
         "image " + ", ".join(image.sha256 for image in request.images) if request.images else "this request"
     )

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import io
 import json
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 from infinity_mm.engines.allowance import CUT_OFF, OUT_OF_BUDGET, Allowance
 from infinity_mm.engines.base import (
+    ENDPOINT_DOWN,
     Capabilities,
     Engine,
     Failure,
@@ -35,11 +32,14 @@ from infinity_mm.engines.base import (
     Scoring,
     no_likelihoods,
 )
-from infinity_mm.engines.endpoints import Endpoints
+from infinity_mm.engines.endpoints import Endpoints, Place
+from infinity_mm.engines.guard import Picture, killed, picture_of, wrong_slots
+from infinity_mm.engines.killers import Killers
 from infinity_mm.engines.lru import BytesLru
-from infinity_mm.engines.openai_score import Post, Scorer
-from infinity_mm.engines.openai_wire import SchemaField, chat_payload, data_uri, read_error, read_reply
-from infinity_mm.engines.prompting import Refused, split_scoring
+from infinity_mm.engines.openai_http import CONNECTION, Attempt, Http
+from infinity_mm.engines.openai_score import Payload, Post, Scorer
+from infinity_mm.engines.openai_wire import SchemaField, chat_payload, data_uri, read_reply
+from infinity_mm.engines.prompting import Refused, check_marks, split_scoring
 from infinity_mm.errors import explain, need
 from infinity_mm.record import ImageRef, canonical_json
 from infinity_mm.vision.images import BadImage
@@ -48,15 +48,14 @@ if TYPE_CHECKING:
     import aiohttp
 
 T = TypeVar("T")
-_JSON = {"Content-Type": "application/json"}
-_WARNED_BYTES = 1 << 20
-"""aiohttp warns of a body from this size on, which an image soon has, unless it comes as a file; a file is slower."""
 _URI_CACHE_BYTES = 64 << 20
 """For images between the calls of their journeys."""
+_LAST_WORDS_S = 2.0
+"""From vLLM's answer that its core has died to the end of its server."""
 UNPINNED = "unpinned"
 """In the place of a revision that nobody declared; the data set's card looks for it."""
-ENDPOINT_DOWN = "endpoint_down"
-"""Why a call failed that was never sent."""
+_CONNECT_S = 10.0
+"""Longest wait for a connection: a machine that is off says nothing, and its images have other servers."""
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -85,9 +84,9 @@ class OpenAISpec:
     backoff_s: float = 0.5
     """Wait before the first retry; doubles each time, with jitter. A server's Retry-After is followed instead."""
     max_backoff_s: float = 60.0
-    """Longest wait, whatever the server says, and longest pause before a lost server is tried again."""
-    max_down_s: float = 60.0
-    """How long calls wait while no server can be reached; then they fail as `endpoint_down`."""
+    """Longest wait before a retry, whatever the server says."""
+    max_down_s: float = 900.0
+    """How long calls wait while no server can be reached; then they fail as `endpoint_down` and the run stops."""
     max_images: int = 8
     """Most images in one request."""
     image_max_px: int | None = None
@@ -132,7 +131,7 @@ class OpenAISpec:
             )
         async with aiohttp.ClientSession(
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
-            timeout=aiohttp.ClientTimeout(total=self.timeout_s),
+            timeout=aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=min(_CONNECT_S, self.timeout_s)),
             connector=aiohttp.TCPConnector(limit_per_host=self.max_in_flight, limit=0),
         ) as session:
             yield OpenAIEngine(self, session, images, secret=key)
@@ -146,16 +145,15 @@ class OpenAIEngine:
         self, spec: OpenAISpec, session: aiohttp.ClientSession, images: ImageReader, *, secret: str | None
     ) -> None:
         self._spec = spec
-        self._session = session
+        self._http = Http(session, timeout_s=spec.timeout_s, secret=secret)
         self._images = images
-        self._secret = secret
         self._endpoints = Endpoints(
             [url.rstrip("/") for url in (spec.base_url, *spec.replicas)],
             max_in_flight=spec.max_in_flight,
             slow_s=spec.timeout_s / 2,
-            max_open_s=spec.max_backoff_s,
             max_down_s=spec.max_down_s,
         )
+        self._killers = Killers()
         self._scorer = Scorer(model=spec.model, extra_body=spec.extra_body)
         self._uris: BytesLru[str, str] = BytesLru(_URI_CACHE_BYTES)
         self._reading: dict[str, asyncio.Task[str]] = {}
@@ -197,8 +195,8 @@ class OpenAIEngine:
         return list(await asyncio.gather(*(self._one_scored(scoring) for scoring in scorings)))
 
     async def _one(self, request: Request) -> Reply | Failure:
-        try:
-            payload = chat_payload(
+        async def payload() -> dict[str, Any]:
+            return chat_payload(
                 request,
                 await self._sent(request.images),
                 model=self._spec.model,
@@ -206,46 +204,59 @@ class OpenAIEngine:
                 schema_field=self._spec.schema_field,
                 extra_body=self._spec.extra_body,
             )
-        except Refused as refused:
-            return refused.failure
-        except (BadImage, OSError) as error:
-            return Failure(reason="bad_image", detail=str(error))
+
+        if (problem := self._problem(request)) is not None:
+            return problem
         return await self._posting(request)(
             "chat/completions", payload, lambda body: read_reply(body, request.choices)
         )
 
     async def _one_scored(self, scoring: Scoring) -> Likelihood | Failure:
+        if (problem := self._problem(scoring)) is not None:
+            return problem
         try:
             _, text = split_scoring(scoring)
-            uris = await self._sent(scoring.images)
         except Refused as refused:
             return refused.failure
-        except (BadImage, OSError) as error:
-            return Failure(reason="bad_image", detail=str(error))
-        return await self._scorer.score(scoring, text, uris, self._posting(scoring))
+        return await self._scorer.score(
+            scoring, text, lambda: self._sent(scoring.images), self._posting(scoring)
+        )
+
+    def _problem(self, asked: Request | Scoring) -> Failure | None:
+        """What is wrong with it before any server sees it: most of what has ever brought one down."""
+        if len(asked.images) > self._spec.max_images:
+            return Failure(
+                reason="too_many_images", detail=f"{len(asked.images)} of at most {self._spec.max_images}"
+            )
+        try:
+            check_marks(turn.text for turn in asked.turns)
+        except Refused as refused:
+            return refused.failure
+        return wrong_slots(asked)
 
     async def _sent(self, images: Sequence[ImageRef]) -> list[str]:
-        if len(images) > self._spec.max_images:
-            raise Refused("too_many_images", f"{len(images)} of at most {self._spec.max_images}")
         return [await self._uri(image) for image in images]
 
     def _posting(self, asked: Request | Scoring) -> Post:
-        """Calls for one request or scoring: to the same server while that is up, with retries."""
+        """Calls for one request or scoring: to the same server while that is up and well, with retries."""
         affinity = asked.images[0].sha256 if asked.images else asked.key(self.fingerprint)
 
-        async def post(
-            path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
-        ) -> T | Failure:
+        async def post(path: str, payload: Payload, read: Callable[[str], T | Failure]) -> T | Failure:
             attempt = 0
+            num_bad = 0
             while True:
-                answer, retry_after_s = await self._placed(asked, affinity, path, payload, read)
+                tried = await self._placed(asked, affinity, path, payload, read, skip=max(0, num_bad - 1))
+                answer = tried.answer
                 if not isinstance(answer, Failure) or not answer.retryable or answer.reason == ENDPOINT_DOWN:
                     return answer
-                if attempt == self._spec.max_retries:
+                num_bad += answer.reason != CONNECTION
+                # A probe that nobody took says nothing about the call, and others may have no turn to probe.
+                is_counted = tried.was_sent or not tried.was_probe
+                if is_counted and attempt == self._spec.max_retries:
                     return answer
                 rng = random.Random(f"{asked.key(self.fingerprint)} {attempt}")
-                await asyncio.sleep(self._wait_s(attempt, retry_after_s, rng))
-                attempt += 1
+                await asyncio.sleep(self._wait_s(attempt, tried.retry_after_s, rng))
+                attempt += is_counted
 
         return post
 
@@ -254,66 +265,76 @@ class OpenAIEngine:
         asked: Request | Scoring,
         affinity: str,
         path: str,
-        payload: Mapping[str, Any],
+        payload: Payload,
         read: Callable[[str], T | Failure],
-    ) -> tuple[T | Failure, float | None]:
+        *,
+        skip: int,
+    ) -> Attempt[T]:
         """One call, as soon as there is a place for it."""
-        place = await self._endpoints.place(affinity)
-        if place is None:
-            detail = f"no server could be reached for {self._spec.max_down_s} s"
-            return Failure(reason=ENDPOINT_DOWN, detail=detail, retryable=True), None
-        base = place.endpoint.url
-        # vLLM's /tokenize is no part of the protocol, and lies beside its version.
-        root = base.removesuffix("/v1") if path == "tokenize" else base
+        picture = picture_of(asked)
+        while True:
+            if picture in self._killers:
+                return Attempt(killed(asked), was_sent=False)
+            is_suspect = self._killers.is_suspect(picture)
+            place = await self._endpoints.place(affinity, skip=skip, alone=is_suspect)
+            if place is None:
+                detail = f"no server could be reached for {self._spec.max_down_s} s"
+                return Attempt(Failure(reason=ENDPOINT_DOWN, detail=detail, retryable=True), was_sent=False)
+            if picture not in self._killers and is_suspect == self._killers.is_suspect(picture):
+                break
+            self._endpoints.give_back(place, None)  # another call about the picture has taught us better
+        said: T | Failure | None = None
+        """What the server is judged by."""
         try:
-            # Only now: hundreds of calls wait for a place, and each body would be a copy of its images.
-            body = json.dumps(payload).encode()
-            # /tokenize asks no model, and so needs no leave.
-            attempt = self._attempt if path == "tokenize" else partial(self._allowed, asked)
-            answer, retry_after_s = await attempt(f"{root}/{path}", body, read)
-        except BaseException:
-            self._endpoints.give_back(place, None)
-            raise
-        self._endpoints.give_back(place, None if answer is OUT_OF_BUDGET else answer)
-        return answer, retry_after_s
+            if is_suspect and not await self._http.is_there(place.endpoint.url):
+                said = Failure(reason=CONNECTION, detail="the server is not there", retryable=True)
+                return Attempt(said, was_sent=False, was_probe=place.is_probe)
+            try:
+                # Only now: hundreds of calls wait for a place, and each body is a copy of its images.
+                body = json.dumps(await payload()).encode()
+            except (BadImage, OSError) as error:
+                return Attempt(Failure(reason="bad_image", detail=str(error)), was_sent=False)
+            attempt = await self._allowed(asked, f"{_root(place.endpoint.url, path)}/{path}", body, read)
+            answer = attempt.answer
+            said = None if answer is OUT_OF_BUDGET else answer
+            if path != "tokenize":
+                self._note(picture, attempt, place)
+                if is_suspect and place.is_alone and attempt.is_death and await self._is_gone(place, attempt):
+                    answer = killed(asked) if self._killers.died_alone(picture) else answer
+            return replace(attempt, answer=answer, was_probe=place.is_probe)
+        finally:
+            self._endpoints.give_back(place, said)
+
+    def _note(self, picture: Picture, attempt: Attempt[Any], place: Place) -> None:
+        """What a call says about its picture."""
+        now = asyncio.get_running_loop().time()
+        if attempt.is_death:
+            self._killers.lost(picture, sent_at=place.sent_at, now=now)
+        elif not isinstance(attempt.answer, Failure):
+            self._killers.answered(picture, now=now)
+
+    async def _is_gone(self, place: Place, attempt: Attempt[Any]) -> bool:
+        """Whether a server has really died; one that still said so needs a moment for it."""
+        said_so = isinstance(attempt.answer, Failure) and attempt.answer.reason != CONNECTION
+        await asyncio.sleep(_LAST_WORDS_S if said_so else 0)
+        return not await self._http.is_there(place.endpoint.url)
 
     async def _allowed(
         self, asked: Request | Scoring, url: str, body: bytes, read: Callable[[str], T | Failure]
-    ) -> tuple[T | Failure, float | None]:
+    ) -> Attempt[T]:
         """One attempt, if the budget has it."""
-        if self.allowance is None:
-            return await self._attempt(url, body, read)
+        if self.allowance is None or url.endswith("/tokenize"):  # which asks no model
+            return await self._http.post(url, body, read)
         if not await self.allowance.reserve([asked]):
-            return OUT_OF_BUDGET, None
+            return Attempt(OUT_OF_BUDGET, was_sent=False)
         answer: T | Failure = CUT_OFF
         try:
-            answer, retry_after_s = await self._attempt(url, body, read)
+            attempt = await self._http.post(url, body, read)
+            answer = attempt.answer
         finally:
             assert isinstance(answer, Reply | Likelihood | Failure), "what chat/completions is read as"
             self.allowance.settle(asked, answer)
-        return answer, retry_after_s
-
-    async def _attempt(
-        self, url: str, body: bytes, read: Callable[[str], T | Failure]
-    ) -> tuple[T | Failure, float | None]:
-        """One call, and what the server says about when to come back."""
-        import aiohttp
-
-        try:
-            data = body if len(body) < _WARNED_BYTES else io.BytesIO(body)
-            async with self._session.post(url, data=data, headers=_JSON) as response:
-                said = await response.text(errors="replace")
-                if response.status == 200:
-                    return read(said), None
-                failure = read_error(response.status, said)
-                return self._redacted(failure), _seconds(response.headers.get("Retry-After"))
-        except TimeoutError:
-            return Failure(
-                reason="timeout", detail=f"no reply in {self._spec.timeout_s} s", retryable=True
-            ), None
-        except aiohttp.ClientError as error:
-            detail = f"{type(error).__name__}: {error}"
-            return self._redacted(Failure(reason="connection", detail=detail, retryable=True)), None
+        return attempt
 
     def _wait_s(self, attempt: int, retry_after_s: float | None, rng: random.Random) -> float:
         backoff_s = self._spec.backoff_s * 2**attempt * (0.5 + rng.random())
@@ -337,13 +358,6 @@ class OpenAIEngine:
     def _read_uri(self, image: ImageRef) -> str:
         return data_uri(self._images.read(image), max_side_px=self._spec.image_max_px)
 
-    def _redacted(self, failure: Failure) -> Failure:
-        """Servers quote the key they refuse; details end up in reports."""
-        if self._secret is None:
-            return failure
-        detail = failure.detail.replace(self._secret, "[key]")
-        return Failure(reason=failure.reason, detail=detail, retryable=failure.retryable)
-
 
 def api_key(variable: str | None) -> str | None:
     """The key in an environment variable, None for None; raises `UserError` if the variable is empty."""
@@ -359,13 +373,6 @@ def api_key(variable: str | None) -> str | None:
     return key
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After comes as seconds or as a date."""
-    if retry_after is None:
-        return None
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
-    try:
-        return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return None
+def _root(base_url: str, path: str) -> str:
+    """vLLM's /tokenize is no part of the protocol, and lies beside its version."""
+    return base_url.removesuffix("/v1") if path == "tokenize" else base_url

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from infinity_mm.engines.base import Failure, Likelihood, Scoring
@@ -27,6 +28,7 @@ from infinity_mm.engines.prompting import (
 )
 
 T = TypeVar("T")
+Payload = Callable[[], Awaitable[Mapping[str, Any]]]
 _OPEN_END = {"add_generation_prompt": False, "continue_final_message": True}
 """The conversation stops right behind the scored text, before the marks that close its turn."""
 
@@ -36,9 +38,9 @@ class Post(Protocol):
     """Sends one call and reads its answer, with the engine's retries."""
 
     def __call__(
-        self, path: str, payload: Mapping[str, Any], read: Callable[[str], T | Failure]
+        self, path: str, payload: Payload, read: Callable[[str], T | Failure]
     ) -> Awaitable[T | Failure]:
-        """`path` is `tokenize` or `chat/completions`."""
+        """`path` is `tokenize` or `chat/completions`; `payload` makes the body, once there is a place for the call."""
         ...
 
 
@@ -53,38 +55,38 @@ class Scorer:
         self._lock = asyncio.Lock()
 
     async def score(
-        self, scoring: Scoring, text: str, uris: Sequence[str], post: Post
+        self, scoring: Scoring, text: str, uris: Callable[[], Awaitable[Sequence[str]]], post: Post
     ) -> Likelihood | Failure:
-        """Two calls, a short one without images and the one that is measured."""
+        """Two calls, a short one without images and the one that is measured; `uris` reads the images."""
         begins = await self._read_opening(post)
         if isinstance(begins, Failure):
             return begins
-        whole = await post("tokenize", self._replied(text), read_ids)
+        whole = await post("tokenize", partial(self._replied, text), read_ids)
         if isinstance(whole, Failure):
             return whole
         try:
             ids = scored_ids(begins, whole, text)
         except Refused as refused:
             return refused.failure
-        return await post(
-            "chat/completions",
-            score_payload(scoring, uris, model=self._model, extra_body=self._extra_body),
-            lambda body: read_likelihood(body, ids),
-        )
+
+        async def payload() -> dict[str, Any]:
+            return score_payload(scoring, await uris(), model=self._model, extra_body=self._extra_body)
+
+        return await post("chat/completions", payload, lambda body: read_likelihood(body, ids))
 
     async def _read_opening(self, post: Post) -> list[int] | Failure:
         async with self._lock:
             if self._opening is None:
                 chats: list[list[int]] = []
                 for reply in STUB_REPLIES:
-                    ids = await post("tokenize", self._replied(reply), read_ids)
+                    ids = await post("tokenize", partial(self._replied, reply), read_ids)
                     if isinstance(ids, Failure):
                         return ids
                     chats.append(ids)
                 self._opening = opening(*chats)
             return self._opening
 
-    def _replied(self, text: str) -> dict[str, Any]:
+    async def _replied(self, text: str) -> dict[str, Any]:
         messages = [STUB, {"role": "assistant", "content": text}]
         payload: dict[str, Any] = {"model": self._model, "messages": messages, **_OPEN_END}
         if "chat_template_kwargs" in self._extra_body:

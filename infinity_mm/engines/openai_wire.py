@@ -15,7 +15,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from infinity_mm.engines.base import Failure, Reply, Request
-from infinity_mm.engines.prompting import chat_messages, sampling_seed
+from infinity_mm.engines.named import named_choice
+from infinity_mm.engines.prompting import chat_messages, check_shape, sampling_seed
 from infinity_mm.record import ImageRef, Turn
 from infinity_mm.vision.images import NOTE, decode_image
 
@@ -24,6 +25,10 @@ _AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _ORIENTATION = 0x0112
 """EXIF tag; servers differ in whether they follow it."""
 _THINKING = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+_CUT_OFF = ("length", "max_tokens", "repetition")
+"""What servers say of a reply that they ended themselves."""
+_ENDED = (None, "stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls", "function_call")
+"""What they say of one that the model ended; anything else ("abort": the server is being stopped) is no reply."""
 SchemaField = Literal["response_format", "structured_outputs", "guided_json"]
 
 
@@ -33,6 +38,7 @@ def data_uri(data: bytes, *, max_side_px: int | None) -> str:
     The whole image is decoded first, because one broken picture can bring a server down. Raises `BadImage`.
     """
     picture = decode_image(data)
+    check_shape(picture)
     with Image.open(io.BytesIO(data)) as header:
         is_plain = (
             header.format in _AS_THEY_ARE
@@ -122,18 +128,21 @@ def read_reply(body: str, choices: Sequence[str]) -> Reply | Failure:
         )
     if reason == "content_filter":
         return Failure(reason="content_filter", detail="the server withheld its reply")
+    if reason not in (*_ENDED, *_CUT_OFF):
+        return Failure(reason="aborted", detail=f"finish_reason {str(reason)[:100]}", retryable=True)
     if not text:
         has_thought = bool(reasoning or message.get("content"))
         detail = f"{'only reasoning' if has_thought else 'no text'}, finish_reason {reason}"
         return Failure(reason="empty_reply", detail=detail, retryable=not has_thought)
     if choices:
-        named = named_choice(text, choices)
+        named = named_choice(text, choices, is_cut_off=reason in _CUT_OFF)
         if named is None:
-            return Failure(reason="not_a_choice", detail=text[:300])
+            cut = ", cut off" if reason in _CUT_OFF else ""
+            return Failure(reason="not_a_choice", detail=f"{text[:300]!r}{cut}")
         text = named
     return Reply(
         text=text,
-        finish_reason="length" if reason == "length" else "stop",
+        finish_reason="length" if reason in _CUT_OFF else "stop",
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         reasoning=str(reasoning).strip(),
@@ -146,18 +155,6 @@ def split_thinking(text: str) -> tuple[str, str]:
     blocks = _THINKING.findall(text)
     began_before, _, rest = _THINKING.sub("", text).rpartition("</think>")
     return "\n".join(filter(None, (began_before.strip(), *(block.strip() for block in blocks)))), rest.strip()
-
-
-def named_choice(text: str, choices: Sequence[str]) -> str | None:
-    """The one choice that a free text names: all of it, or the only one that stands in it as words."""
-    if text in choices:
-        return text
-    same = [choice for choice in choices if choice.casefold() == text.casefold().strip(" .!\"'*`")]
-    inside = [c for c in choices if re.search(rf"(?<!\w){re.escape(c)}(?!\w)", text, re.IGNORECASE)]
-    for found in (same, inside):
-        if len(found) == 1:
-            return found[0]
-    return None
 
 
 def read_error(status: int, body: str) -> Failure:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
+
+from PIL import Image
 
 from infinity_mm.engines.base import Failure, Likelihood, Reply, Request, Scoring
 from infinity_mm.record import ImageRef, ImageSlot, Region, Text, Turn, digest
+from infinity_mm.vision.images import BadImage
+
+MAX_ASPECT = 200
+"""Longest side over shortest: the processors of Qwen's family refuse more."""
+_MARKS = re.compile(
+    r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|<(?:image|video|img_context|image_soft_token|start_of_image)>|\[IMG\]",
+    re.IGNORECASE,
+)
+"""Control marks of the families that are served: what a server makes of one in a text is up to its tokenizer."""
 
 
 class Refused(Exception):  # noqa: N818 (a fact about a request, not a programming error)
@@ -49,6 +60,23 @@ def _say(parts: list[dict[str, Any]], text: str) -> None:
         parts[-1]["text"] += text
     else:
         parts.append({"type": "text", "text": text})
+
+
+def check_marks(texts: Iterable[str]) -> None:
+    """Raise `Refused` for a text with a control mark; for models whose tokenizer is not at hand."""
+    for text in texts:
+        if found := _MARKS.search(text):
+            raise _marked(found[0])
+
+
+def check_shape(picture: Image.Image) -> None:
+    """Raise `BadImage` for a picture so narrow that the processors of some models end over it."""
+    if max(picture.size) > MAX_ASPECT * min(picture.size):
+        raise BadImage("too_narrow", f"{picture.width}x{picture.height} px")
+
+
+def _marked(mark: str) -> Refused:
+    return Refused("special_token", f"the text holds {mark!r}, which the model reads as a control mark")
 
 
 def split_scoring(scoring: Scoring) -> tuple[tuple[Turn, ...], str]:
@@ -125,9 +153,7 @@ class ChatTemplate:
         parts = [part for message in messages for part in message["content"]]
         for text in [*(part["text"] for part in parts if part["type"] == "text"), *said]:
             if found := self._special.search(text):
-                raise Refused(
-                    "special_token", f"the text holds {found[0]!r}, which the model reads as a control mark"
-                )
+                raise _marked(found[0])
         return messages, [images[part["index"]] for part in parts if part["type"] == "image"]
 
     def _replied(self, messages: Sequence[Mapping[str, Any]], reply: str) -> str:

@@ -186,8 +186,16 @@ def _answered(prompts: Sequence[Any], answer: Callable[[Sequence[Any]], Sequence
 
 
 def _failure(error: Exception) -> Failure:
+    """What an error says about a request; raises `UserError` where it says that the GPU is lost to this process."""
     import torch
 
+    if "CUDA error" in str(error):  # every later kernel fails as well, whatever it is asked about
+        raise explain(
+            what=f"the GPU failed, and this process cannot use it any more: {error}",
+            where="engine of kind transformers",
+            fix="run the same command again; replies that came are in the journal. If it comes back, look at the "
+            "machine (dmesg, nvidia-smi)",
+        ) from error
     match error:
         case Refused():
             return error.failure

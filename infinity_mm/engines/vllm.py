@@ -38,6 +38,7 @@ from infinity_mm.engines.openai_wire import split_thinking
 from infinity_mm.engines.prompting import (
     ChatTemplate,
     Refused,
+    check_shape,
     choice_reply,
     likelihood,
     sampling_seed,
@@ -50,8 +51,6 @@ from infinity_mm.vision.images import BadImage, decode_image
 A = TypeVar("A", Reply, Likelihood)
 _MAX_BRANCHES = 128
 """Tokens that vLLM compares in one place."""
-_MAX_ASPECT = 200
-"""Longest side over shortest: the processors of Qwen's family refuse more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +77,8 @@ class VllmSpec:
     """Memory for decoded images between the calls of their journeys."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's `AsyncEngineArgs`, as they are: {max_num_seqs: 128, quantization: fp8}."""
+    timeout_s: float = 1800.0
+    """For one request, its wait in vLLM's queue included; an engine that lets one pass counts as dead."""
 
     def __post_init__(self) -> None:
         if self.tensor_parallel_size < 1 or self.max_images < 0 or self.cache_mb < 0:
@@ -87,6 +88,8 @@ class VllmSpec:
                 where="VllmSpec",
                 fix="set tensor_parallel_size to at least 1 and the others to at least 0",
             )
+        if self.timeout_s <= 0:
+            raise explain(what=f"timeout_s={self.timeout_s}", where="VllmSpec", fix="set it above 0")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise explain(
                 what=f"gpu_memory_utilization={self.gpu_memory_utilization} is not a share",
@@ -103,7 +106,7 @@ class VllmSpec:
                 where="engine.kind",
                 fix="pip install vllm 'infinity-mm[synth]' in an environment of its own (docs/engines_vllm.md)",
             )
-        async with Guarded(lambda: _one_life(self, images)) as engine:
+        async with Guarded(lambda: _one_life(self, images), timeout_s=self.timeout_s) as engine:
             yield engine
 
 
@@ -317,8 +320,7 @@ class VllmEngine:
         kept = self._decoded.get(image.sha256)
         if kept is None:
             kept = decode_image(self._images.read(image))
-            if max(kept.size) > _MAX_ASPECT * min(kept.size):
-                raise BadImage("too_narrow", f"{kept.width}x{kept.height} px")
+            check_shape(kept)
             if (most := self._spec.image_max_px) is not None:
                 kept.thumbnail((most, most), Image.Resampling.BICUBIC)
             self._decoded.put(image.sha256, kept, num_bytes=3 * kept.width * kept.height)

@@ -155,6 +155,8 @@ class Exchange:
         try:
             return replace(answer, text=canonical_json(parse_json_reply(answer.text, self.schema)))
         except BadJson as bad:
+            if answer.finish_reason == "length":  # it would be cut again
+                return Failure(reason="cut_off", detail=answer.text[-SHOWN:])
             return bad
 
     def _repair(

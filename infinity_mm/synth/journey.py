@@ -141,7 +141,7 @@ class Metered:
         for answer in answers:
             if isinstance(answer, Failure):
                 self._metrics[f"failed_calls.{self._stage}"] += 1
-                if answer.retryable:
+                if answer.is_outage:
                     self._metrics["outages"] += 1
                     self._metrics[f"outages.{answer.reason}"] += 1
             else:

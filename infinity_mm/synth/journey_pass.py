@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from infinity_mm.config import to_plain
 from infinity_mm.engines.allowance import with_allowance
-from infinity_mm.engines.base import Engine, EngineSpec
+from infinity_mm.engines.base import ENDS_RUN, Engine, EngineSpec
 from infinity_mm.engines.journaled import Journaled
-from infinity_mm.engines.openai import ENDPOINT_DOWN
 from infinity_mm.engines.simulate import SimulatedSpec
 from infinity_mm.errors import BudgetSpentError, explain
 from infinity_mm.prompts import PromptSet
@@ -251,17 +250,20 @@ def unit_result(given: Sequence[Sample], journeys: Sequence[Journey]) -> UnitRes
 def check_outages(metrics: Mapping[str, float], max_failed_share: float) -> None:
     """Stop rather than set everything aside because a server was down; replies that came are in the journal.
 
-    A call that was never sent says nothing about its sample, so one is enough.
+    No server, an expired key, a spent quota or a model that is gone say nothing about a sample and pass for none, so
+    one such call is enough.
     """
     num_calls = sum(value for key, value in metrics.items() if key.startswith("calls."))
     num_failed = metrics.get("outages", 0)
     allowed = max(_FEW_FAILURES, max_failed_share * num_calls) if max_failed_share else 0
-    if num_failed > allowed or (metrics.get(f"outages.{ENDPOINT_DOWN}") and max_failed_share < 1):
+    is_over = any(metrics.get(f"outages.{reason}") for reason in ENDS_RUN)
+    if num_failed > allowed or (is_over and max_failed_share < 1):
         kinds = {key.partition(".")[2]: int(n) for key, n in metrics.items() if key.startswith("outages.")}
         raise explain(
             what=f"{num_failed:.0f} of {num_calls:.0f} calls of a shard failed, retries included: {kinds}",
             where="engines (configuration)",
-            fix="look after the server and run the same command again, or raise max_failed_share to set them aside",
+            fix="look after the server (after http_401 to http_404: its key, quota, the name of the model) and "
+            "run the same command again, or raise max_failed_share to set them aside",
         )
 
 

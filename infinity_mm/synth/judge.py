@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
 
 from infinity_mm.engines.base import Reply
+from infinity_mm.engines.named import stated_number
 from infinity_mm.errors import explain
 from infinity_mm.record import Outcome, Sample, Score, canonical_json
 from infinity_mm.synth.exchange import REPAIR, Exchange, Prompt, keep, unreadable
 from infinity_mm.synth.stage import Context
 
 CHOICES = tuple(str(score) for score in range(1, 11))
-_NUMBER = r"(?<![\d.\-])(\d{1,2})(?:\.0+)?(?!\.?\d)"
-_NAMED = re.compile(rf"(?:score|rating)\b\W*(?:is|of|:|=)?\W*{_NUMBER}", re.IGNORECASE)
-_OF_TEN = re.compile(rf"{_NUMBER}\s*(?:/|out of)\s*10\b", re.IGNORECASE)
-_ANY = re.compile(r"-?\d+(?:\.\d+)?")
 _LEAST_FOR_A_REASON = 64
 SCHEMA = canonical_json(
     {
@@ -43,8 +39,8 @@ SCHEMA = canonical_json(
 class JudgeConfig:
     """How pairs are judged."""
 
-    max_new_tokens: int = 4
-    """Room for one number; with a reason, for that too."""
+    max_new_tokens: int = 16
+    """Room for one number and the words some servers put around it; with a reason, for that too."""
     with_reason: bool = False
     """Ask for the reason and then the score, as JSON. It costs tokens, and there are no probabilities of scores."""
 
@@ -125,15 +121,8 @@ def read_score(reply: Reply, config: JudgeConfig) -> Score | None:
 
 def read_number(text: str) -> int | None:
     """The one score that a reply states: "8", "8/10", "Score: 8", "I would say 8."; None if none or several."""
-    for pattern in (_NAMED, _OF_TEN):
-        found = pattern.findall(text)
-        if found:
-            return _in_range(found[-1])
-    numbers = set(_ANY.findall(text))
-    if len(numbers) != 1:
-        return None
-    number = numbers.pop().removesuffix(".0")
-    return _in_range(number) if number.isdecimal() else None
+    number = stated_number(text)
+    return number if number is not None and 1 <= number <= 10 else None
 
 
 def moments(logprobs: Sequence[float]) -> tuple[float, float]:
@@ -146,7 +135,3 @@ def moments(logprobs: Sequence[float]) -> tuple[float, float]:
     mean = sum(score * share for score, share in enumerate(shares, start=1))
     entropy = -sum(share * math.log(share) for share in shares if share > 0)
     return round(mean, 6), round(max(0.0, entropy), 6)
-
-
-def _in_range(number: str) -> int | None:
-    return int(number) if len(number) < 3 and 1 <= int(number) <= 10 else None

@@ -72,7 +72,8 @@ class JourneyConfig:
     max_failed_share: float = 0.25
     """Largest share of a shard's calls that may fail for reasons that pass (a server that is down or overloaded).
     Above it the run stops instead of setting the shard aside; the same command goes on once the server is back. With
-    0 one failed call is enough. Calls that could not be sent, with no server up, stop the run unless this is 1."""
+    0 one failed call is enough. Calls that no server could or would take (none up, an expired key, a spent quota, a
+    model that is not there) stop the run, however few, unless this is 1."""
     journal: Literal["record", "replay", "simulate"] = "record"
     """`replay` asks no model: every reply must be in the run's journal. `simulate` makes replies up, to see the shape
     of a run: they are marked, and the publish pass lets none through."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_mm.dedup.text import normalise
-from infinity_mm.engines.base import Engine, EngineSpec, Failure, Request
+from infinity_mm.engines.base import ENDS_RUN, Engine, EngineSpec, Failure, Request
 from infinity_mm.engines.journaled import Journaled
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
@@ -212,8 +212,8 @@ def _join(path: str, name: str) -> str:
 
 def _check_outages(answers: Iterable[Any]) -> None:
     found = list(answers)
-    failed = [answer.reason for answer in found if isinstance(answer, Failure) and answer.retryable]
-    if len(failed) > max(_FEW_FAILURES, _MAX_FAILED_SHARE * len(found)):
+    failed = [answer.reason for answer in found if isinstance(answer, Failure) and answer.is_outage]
+    if ENDS_RUN & set(failed) or len(failed) > max(_FEW_FAILURES, _MAX_FAILED_SHARE * len(found)):
         raise explain(
             what=f"{len(failed)} of {len(found)} calls failed, retries included, the first with {failed[0]}",
             where="the engine (--engine)",

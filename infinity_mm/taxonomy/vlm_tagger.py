@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from infinity_mm.engines.base import Engine, Failure, Reply, Request
+from infinity_mm.engines.base import ENDS_RUN, Engine, Failure, Reply, Request
 from infinity_mm.errors import explain
 from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Call, ImageSlot, Outcome, Quarantined, Sample, Text, Turn, canonical_json
@@ -136,8 +136,8 @@ class VlmTagger:
 
     def _check_outages(self, answers: Sequence[Reply | Failure]) -> None:
         """Stop rather than set everything aside because a server was down; replies that came are in the journal."""
-        failed = [answer.reason for answer in answers if isinstance(answer, Failure) and answer.retryable]
-        if len(failed) > max(_FEW_FAILURES, _MAX_FAILED_SHARE * len(answers)):
+        failed = [answer.reason for answer in answers if isinstance(answer, Failure) and answer.is_outage]
+        if ENDS_RUN & set(failed) or len(failed) > max(_FEW_FAILURES, _MAX_FAILED_SHARE * len(answers)):
             raise explain(
                 what=f"{len(failed)} of {len(answers)} calls for tags failed, the first with {failed[0]}",
                 where="tagger.engine (configuration)",

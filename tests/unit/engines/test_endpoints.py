@@ -226,6 +226,86 @@ def test_after_a_long_time_down_calls_fail_and_the_one_that_is_due_still_probes(
     run(main())
 
 
+def test_a_server_that_is_away_for_a_minute_is_back_within_a_quarter_of_one() -> None:
+    async def main() -> None:
+        servers = Endpoints(["a"], max_in_flight=8, slow_s=150.0, max_down_s=900.0)
+        await lose(servers)
+        probes = []
+        while now() < 60.5:
+            place = await placed(servers)
+            probes.append(now())
+            servers.give_back(place, LOST if now() < 60.5 else SAID)
+        assert probes == [1.0, 3.0, 7.0, 15.0, 30.0, 45.0, 60.0, 75.0]
+        assert (await placed(servers)).is_probe is False
+
+    run(main())
+
+
+@pytest.mark.parametrize(("brought", "is_given"), [(SAID, True), (LOST, False)])
+def test_nobody_gives_up_while_a_slow_server_is_being_probed(
+    brought: Reply | Failure, is_given: bool
+) -> None:
+    async def main() -> None:
+        servers = endpoints("a")
+        await lose(servers)
+        probe = await placed(servers)
+        waiting = asyncio.create_task(servers.place("x"))
+        await asyncio.sleep(300.0)
+        assert not waiting.done()
+        servers.give_back(probe, brought)
+        assert (await waiting is not None, now()) == (is_given, 301.0)
+
+    run(main())
+
+
+def test_a_call_that_must_be_alone_waits_until_it_is_and_keeps_the_others_away() -> None:
+    async def main() -> list[str]:
+        servers, order = endpoints(), []
+
+        async def one(name: str, *, alone: bool = False) -> None:
+            place = await servers.place("x", alone=alone)
+            assert place is not None
+            assert place.is_alone is alone
+            order.append(f"{name}{now():.0f}")
+            await asyncio.sleep(1.0)
+            servers.give_back(place, SAID)
+
+        await asyncio.gather(one("a"), one("b"), one("c", alone=True), one("d"), one("e"))
+        return order
+
+    assert run(main()) == ["a0", "b0", "c1", "d2", "e2"]
+
+
+def test_one_that_gives_up_waiting_to_be_alone_holds_nobody_back() -> None:
+    async def main() -> None:
+        servers = endpoints()
+        await placed(servers)
+        lonely = asyncio.create_task(servers.place("x", alone=True))
+        await asyncio.sleep(0)
+        behind = asyncio.create_task(placed(servers))
+        await asyncio.sleep(0)
+        assert not behind.done()
+        lonely.cancel()
+        await behind
+
+    run(main())
+
+
+def test_servers_that_answered_badly_are_tried_last() -> None:
+    async def main() -> None:
+        servers = endpoints("a", "b", "c")
+        order = [(await placed_after(servers, skip)).endpoint.url for skip in range(4)]
+        assert sorted(order[:3]) == ["a", "b", "c"]
+        assert order[3] == order[0]
+
+    async def placed_after(servers: Endpoints, skip: int) -> Place:
+        place = await servers.place("x", skip=skip)
+        assert place is not None
+        return place
+
+    run(main())
+
+
 def test_a_probe_that_is_cancelled_leaves_the_way_to_another() -> None:
     async def main() -> None:
         servers = endpoints("a")

@@ -42,7 +42,7 @@ def test_replies_come_in_the_order_of_the_requests_with_their_token_counts() -> 
     assert answers == [Reply(text=f"you said q{i}", prompt_tokens=11, completion_tokens=3) for i in range(20)]
 
 
-@pytest.mark.parametrize("trouble", ["once 429", "once 500", "once 503", "once 408", "drop 2", "half"])
+@pytest.mark.parametrize("trouble", ["once 429", "once 500", "once 503", "once 408", "drop 2", "half 1"])
 def test_passing_trouble_is_tried_again(trouble: str) -> None:
     server = Server()
     assert generate([ask(trouble)], server=server) == [
@@ -58,7 +58,6 @@ def test_passing_trouble_is_tried_again(trouble: str) -> None:
         ("always 429", "http_429", True),
         ("always 400", "http_400", False),
         ("always 404", "http_404", False),
-        ("drop 99", "connection", True),
         ("garbage", "bad_reply", True),
         ("shape", "bad_reply", True),
         ("body [1]", "bad_reply", True),
@@ -69,6 +68,7 @@ def test_passing_trouble_is_tried_again(trouble: str) -> None:
             False,
         ),
         ("body " + json.dumps(completion("x", finish_reason="content_filter")), "content_filter", False),
+        ("body " + json.dumps(completion("a cir", finish_reason="abort")), "aborted", True),
     ],
 )
 def test_lasting_trouble_is_a_failure_with_its_reason_and_others_go_on(
@@ -283,6 +283,99 @@ def test_while_a_replica_is_dead_its_images_are_answered_by_the_other() -> None:
     answers, alive = asyncio.run(run())
     assert [isinstance(answer, Reply) for answer in answers] == [True] * 24
     assert alive.calls.total() == 24
+
+
+def test_a_replica_that_answers_badly_twice_is_left_for_the_next() -> None:
+    async def run() -> tuple[list[Reply | Failure], Server]:
+        images = Drawn()
+        async with Server(is_sick=True) as sick, Server() as well:
+            spec = OpenAISpec(
+                base_url=sick.url, replicas=(well.url,), model="m", revision="r", backoff_s=0.001
+            )
+            async with spec.open(images) as engine:
+                return await engine.generate([look(images.image(i), str(i)) for i in range(8)]), sick
+
+    answers, sick = asyncio.run(run())
+    assert [isinstance(answer, Reply) for answer in answers] == [True] * 8
+    assert set(sick.calls.values()) == {2}
+
+
+def beside_others(order: str, *, server: Server, max_retries: int = 5) -> list[Reply | Failure]:
+    """Ask about one picture what the order says, while others are asked and answered; then about it once more."""
+
+    async def run() -> list[Reply | Failure]:
+        images = Drawn()
+        async with server as running:
+            spec = OpenAISpec(
+                base_url=running.url, model="m", revision="r", backoff_s=0.05, max_retries=max_retries
+            )
+            async with spec.open(images) as engine:
+                asked = asyncio.create_task(engine.generate([look(images.image(0), order)]))
+                number = 0
+                while not asked.done():
+                    number += 1
+                    (other,) = await engine.generate([look(images.image(1), f"fine {number}")])
+                    assert isinstance(other, Reply)
+                return [*await asked, *await engine.generate([look(images.image(0), "again")])]
+
+    return asyncio.run(run())
+
+
+def test_a_picture_that_kills_the_server_whenever_it_is_sent_is_sent_three_times_and_never_again() -> None:
+    server = Server()
+    answers = beside_others("kill 99", server=server)
+    assert [(a.reason, a.retryable) for a in answers if isinstance(a, Failure)] == [
+        ("killed_engine", False)
+    ] * 2
+    assert (server.calls["kill 99"], server.calls["again"]) == (3, 0)
+
+
+def test_a_picture_that_was_lost_twice_with_the_server_and_is_then_answered_is_no_killer() -> None:
+    server = Server()
+    answers = beside_others("kill 2", server=server)
+    assert [isinstance(answer, Reply) for answer in answers] == [True, True]
+    assert (server.calls["kill 2"], server.calls["again"]) == (3, 1)
+
+
+def test_a_suspect_is_not_sent_to_a_server_that_is_not_there() -> None:
+    server = Server(lists_models=False)
+    answers = beside_others("kill 2", server=server, max_retries=3)
+    assert [a.reason for a in answers if isinstance(a, Failure)] == ["connection"] * 2
+    assert (server.calls["kill 2"], server.calls["again"]) == (2, 0)
+
+
+@pytest.mark.parametrize("trouble", ["drop 99", "half 99"])
+def test_a_picture_whose_calls_are_lost_while_the_server_stays_is_no_killer(trouble: str) -> None:
+    server = Server()
+    failure, reply = beside_others(trouble, server=server, max_retries=3)
+    assert isinstance(failure, Failure)
+    assert (failure.reason, server.calls[trouble]) == ("connection", 4)
+    assert isinstance(reply, Reply)
+
+
+def test_a_server_that_drops_every_call_condemns_no_picture() -> None:
+    server = Server()
+    (failure,) = generate([ask("drop 99")], server=server, max_retries=3)
+    assert isinstance(failure, Failure)
+    assert (failure.reason, failure.retryable, server.calls["drop 99"]) == ("connection", True, 4)
+
+
+def test_what_has_brought_servers_down_is_never_sent() -> None:
+    images, server = Drawn(), Server()
+    narrow = images.image(0, (402, 2))
+    answers = generate(
+        [
+            look(narrow, "what"),
+            look(images.image(1), "is this <|image_pad|>?"),
+            ask("what is <image>?"),
+            replace(look(images.image(1), "what"), images=(images.image(1), images.image(2))),
+        ],
+        server=server,
+        images=images,
+    )
+    reasons = [answer.reason for answer in answers if isinstance(answer, Failure)]
+    assert reasons == ["bad_image", "special_token", "special_token", "bad_request"]
+    assert server.bodies == []
 
 
 def test_with_no_server_left_calls_wait_and_then_say_so() -> None:

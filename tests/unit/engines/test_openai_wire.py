@@ -7,7 +7,7 @@ from nano import Drawn
 from PIL import Image
 
 from infinity_mm.engines.base import Reply, Request
-from infinity_mm.engines.openai_wire import chat_payload, data_uri, named_choice, read_reply, split_thinking
+from infinity_mm.engines.openai_wire import chat_payload, data_uri, read_reply, split_thinking
 from infinity_mm.record import ImageSlot, Region, Text, Turn
 from infinity_mm.vision.images import BadImage
 
@@ -123,7 +123,67 @@ def test_reasoning_in_a_field_of_its_own_and_cached_tokens_are_kept(field: str) 
     ],
 )
 def test_a_free_text_names_a_choice_only_when_it_names_one(text: str, choice: str | None) -> None:
-    assert named_choice(text, ("7", "8", "10")) == choice
+    assert chosen(text, ("7", "8", "10")) == choice
+
+
+SCORES = tuple(str(score) for score in range(1, 11))
+
+
+def chosen(text: str, choices: tuple[str, ...], *, finish_reason: str = "stop") -> str | None:
+    """The choice that is read in a server's reply; None where the reply is refused."""
+    body = {"choices": [{"message": {"content": text}, "finish_reason": finish_reason}]}
+    reply = read_reply(json.dumps(body), choices)
+    return reply.text if isinstance(reply, Reply) else None
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("8/10", "8"),
+        ("8 out of 10", "8"),
+        ("8 of 10.", "8"),
+        ("8\u5206", "8"),
+        ("\u8bc4\u5206\uff1a8/10\u5206", "8"),
+        ("8\u5206\uff08\u6ee1\u520610\u5206\uff09", "8"),
+        ("\u4ece1\u523010\uff0c\u6211\u7ed98\u5206", "8"),
+        ("Score (1-10): 8", "8"),
+        ("Two dogs, not 3. Score: 2", "2"),
+        ("8.0", "8"),
+        ("10/10", "10"),
+        ("-8", None),
+        ("\u22128", None),
+        ("Score: -8/10", None),
+        ("9.9", None),
+        ("9,9", None),
+        ("9.9/10", None),
+        ("80%", None),
+        ("7-8", None),
+        ("Either 7 or 8", None),
+        ("11", None),
+    ],
+)
+def test_a_score_is_read_in_a_servers_words_or_not_at_all(text: str, score: str | None) -> None:
+    assert chosen(text, SCORES) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "choice"),
+    [
+        ("Score: 1", SCORES, None),
+        ("8", SCORES, None),
+        ("I count 3 dogs, not 4. The", SCORES, None),
+        ("1. The answer names", SCORES, None),
+        ("Score: 8. The answer", SCORES, "8"),
+        ("8/10. The answer", SCORES, "8"),
+        ("**8**\n\nThe answer", SCORES, "8"),
+        ("Yes, the question is", ("yes", "no"), "yes"),
+        ("Yes", ("yes", "no"), None),
+    ],
+)
+def test_in_a_reply_that_was_cut_off_only_what_is_closed_is_a_choice(
+    text: str, choices: tuple[str, ...], choice: str | None
+) -> None:
+    assert chosen(text, choices, finish_reason="length") == choice
 
 
 def test_a_reply_that_was_cut_says_so() -> None:

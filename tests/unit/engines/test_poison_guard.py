@@ -16,6 +16,7 @@ from engine_fakes import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infinity_mm.engines.allowance import with_allowance
 from infinity_mm.engines.base import (
     Capabilities,
     Engine,
@@ -47,6 +48,8 @@ class Mortal:
     """Opens engines that die when they have looked at a poisoned image; what is in flight dies with them."""
 
     poisoned: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    """Images about which there is never an answer."""
     deaths_left: int = 10**6
     """After so many deaths nothing is poisonous any more."""
     lives: int = 0
@@ -82,6 +85,8 @@ class _Engine:
         for request in requests:
             self._owner.asked.append("".join(image.sha256 for image in request.images))
         await asyncio.sleep(0)  # all that is asked at the same time is in flight now
+        if self._owner.silent & {image.sha256 for request in requests for image in request.images}:
+            await asyncio.Event().wait()
         if not self._dead and self._owner.deaths_left:
             seen = {image.sha256 for request in requests for image in request.images}
             self._dead = bool(seen & self._owner.poisoned)
@@ -239,6 +244,39 @@ def test_an_engine_that_does_not_start_again_ends_the_run() -> None:
 
     with pytest.raises(OSError, match="no GPU"):
         answers_and_restarts(Once(poisoned={"a"}), [look("a"), look("b")])
+
+
+def test_an_engine_that_is_silent_too_long_counts_as_dead() -> None:
+    mortal = Mortal(silent={"b"})
+
+    async def run() -> list[Reply | Failure]:
+        async with Guarded(mortal.open, timeout_s=0.05) as engine:
+            return await engine.generate([look("a"), look("b")])
+
+    assert said(asyncio.run(run())) == ["a what?", "killed_engine"]
+    assert mortal.lives == 3
+
+
+@pytest.mark.parametrize(("number", "verdict"), [(2, "killed_engine"), (1, "out_of_budget")])
+def test_every_attempt_asks_the_budget_for_leave(number: int, verdict: str) -> None:
+    class Purse:
+        left, settled = number, 0
+
+        async def reserve(self, requests: Sequence[Request | Scoring]) -> int:
+            self.left -= 1
+            return int(self.left >= 0)
+
+        def settle(self, request: Request | Scoring, answer: Reply | Likelihood | Failure) -> None:
+            self.settled += 1
+
+    mortal, purse = Mortal(poisoned={"a"}), Purse()
+
+    async def run() -> list[Reply | Failure]:
+        async with Guarded(mortal.open) as engine:
+            return await with_allowance(engine, purse).generate([look("a")])
+
+    assert said(asyncio.run(run())) == [verdict]
+    assert (len(mortal.asked), purse.settled) == (number, number)
 
 
 def test_a_request_whose_slots_are_not_its_images_never_reaches_the_engine() -> None:

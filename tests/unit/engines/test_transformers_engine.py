@@ -257,6 +257,14 @@ def test_an_error_inside_a_batch_is_narrowed_down_to_its_cause(error: Exception,
     assert threading.get_ident() not in backend.threads
 
 
+def test_a_gpu_that_is_lost_ends_the_run_and_is_no_requests_fault() -> None:
+    backend = Choking(RuntimeError("CUDA error: device-side assert triggered"))
+    with ThreadPoolExecutor(1) as executor:
+        engine = TransformersEngine(_Loaded(backend=backend, fingerprint="f"), executor, max_images=1)
+        with pytest.raises(UserError, match="cannot use it any more"):
+            asyncio.run(engine.generate([look((), "poison"), look((), "1")]))
+
+
 def test_a_scoring_that_breaks_its_batch_fails_alone() -> None:
     backend = Choking(RuntimeError("shapes"))
     scorings = [said("poison" if i == 2 else str(-i)) for i in range(4)]

@@ -38,6 +38,8 @@ PAIR = seen("a.q0.short", question="How many?", answer="Three", style="short")
         ("2-3", None),
         ("Score: -3", None),
         ("100", None),
+        ("9.9", None),
+        ("-8/10", None),
         ("Either 7 or 8", None),
         ("eight", None),
         ("", None),
@@ -125,6 +127,12 @@ def test_json_that_is_not_mended_is_quarantined_with_what_is_wrong() -> None:
     assert isinstance(outcome, Quarantined)
     assert (outcome.reason, len(judge.batches)) == ("unreadable_json", 2)
     assert "12 is greater than the maximum of 10" in outcome.error
+
+
+def test_json_that_was_cut_off_is_not_asked_for_again() -> None:
+    judge = FakeEngine(lambda request: Reply(text='{"reason": "two is', finish_reason="length"))
+    (outcome,) = asyncio.run(REASONED.run([PAIR], context(saying(""), judge, DEFAULT)))
+    assert (told([outcome]), len(judge.batches)) == ([("Quarantined", "cut_off")], 1)
 
 
 def test_a_reason_needs_room() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -43,10 +44,16 @@ class FakeSpec:
     fail_on: str = ""
     down: bool = False
     """Whether the server is down for everything but asking."""
+    key_expires_after: int = 10**6
+    """Calls that are answered before all others are refused."""
 
     @asynccontextmanager
     async def open(self, images: ImageReader) -> AsyncIterator[Engine]:
-        yield FakeEngine(self.say)
+        calls = itertools.count()
+        refused = Failure(reason="http_401", detail="the key has expired")
+        yield FakeEngine(
+            lambda request: refused if next(calls) >= self.key_expires_after else self.say(request)
+        )
 
     def say(self, request: Request) -> Reply | Failure:
         if self.down and kind(request) != "ask":
@@ -193,6 +200,15 @@ def test_a_server_that_is_down_stops_the_run_which_goes_on_later_without_asking_
     assert list(run.quarantined("journeys")) == []
     metrics = next(each.metrics for each in summary.passes if each.name == "journeys")
     assert (metrics["calls.ask"], metrics["from_journal.ask"]) == (10, 10)
+
+
+def test_an_expired_key_stops_the_run_before_anything_is_set_aside(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"calls of a shard failed.*'http_401'(.|\n)*its key"):
+        make(tmp_path / "a", FakeSpec(key_expires_after=30))
+    run, summary = make(tmp_path / "a")
+    assert list(run.quarantined("journeys")) == []
+    metrics = next(each.metrics for each in summary.passes if each.name == "journeys")
+    assert sum(value for key, value in metrics.items() if key.startswith("from_journal.")) == 30
 
 
 def test_an_outage_may_be_accepted(tmp_path: Path) -> None:

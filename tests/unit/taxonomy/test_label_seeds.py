@@ -116,7 +116,7 @@ def test_the_same_call_again_asks_nothing_and_writes_the_same(source: Path, tmp_
 def test_a_server_that_is_down_stops_it_and_leaves_no_seeds(tmp_path: Path) -> None:
     file = tmp_path / "many.jsonl"
     file.write_text("".join(json.dumps({"question": f"{n}?", "tags": ["x"]}) + "\n" for n in range(9)))
-    down = Teacher(fails=Failure(reason="timeout", detail="", retryable=True))
+    down = Teacher(fails=Failure(reason="http_401", detail="the key has expired"))
     with pytest.raises(UserError, match="9 of 9 calls failed"):
         label(file, tmp_path / "seeds.jsonl", down)
     assert not (tmp_path / "seeds.jsonl").exists()

@@ -119,6 +119,12 @@ def test_the_vocabulary_stands_before_the_image_so_that_it_is_read_once() -> Non
     assert systems[2:] == [[], []]
 
 
+def test_one_call_that_is_refused_for_its_key_stops_the_run() -> None:
+    refused = Failure(reason="http_401", detail="the key has expired")
+    with pytest.raises(UserError, match="1 of 2 calls for tags failed"):
+        asyncio.run(VlmTagger(CONFIG, Model(refused, Reply(text="red"))).outcomes([image(i) for i in "ab"]))
+
+
 def test_a_server_that_is_down_stops_the_run() -> None:
     down = Failure(reason="timeout", detail="", retryable=True)
     with pytest.raises(UserError, match="5 of 9 calls for tags failed"):
