@@ -18,6 +18,7 @@ from infinity_mm.errors import explain
 from infinity_mm.record import Emitted, Outcome, Sample, rng_for
 from infinity_mm.synth import choice, grounding
 from infinity_mm.synth.exchange import SHOWN, Exchange, Prompt, Rejected, drop, keep
+from infinity_mm.synth.ids import answer_id
 from infinity_mm.synth.stage import Context
 
 
@@ -28,7 +29,7 @@ class AnswerConfig:
     temperature: float = 0.0
     """0 is greedy."""
     max_new_tokens: dict[str, int] = field(
-        default_factory=lambda: {"short": 64, "brief": 256, "detailed": 768}
+        default_factory=lambda: {"short": 64, "brief": 256, "detailed": 768, "full": 768}
     )
     """Room by style; an answer that needs more is dropped as `cut_off`, never shortened."""
     max_chars: int = 8000
@@ -76,7 +77,9 @@ class Answer:
             temperature=self._config.temperature,
             words=True,
         )
-        outcomes = await exchange.run(samples, context, write=_write_first, read=self._read, room=self._room)
+        outcomes = await exchange.run(
+            samples, context, write=_write_first, read=self._read, room=self._room, drawn_for=_drawn_for
+        )
         answered = [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
         open_ = [sample for sample in answered if sample.style == choice.STYLE]
         arranged = iter(await self._arrange(open_, context) if open_ else ())
@@ -142,6 +145,13 @@ def write_answer(sample: Sample) -> Prompt:
 def _write_first(sample: Sample) -> Prompt:
     """A choice is made of the short answer."""
     return write_answer(replace(sample, style="short") if sample.style == choice.STYLE else sample)
+
+
+def _drawn_for(sample: Sample) -> str:
+    """The short answer that a choice is made of is the one of style `short`, and asked for once."""
+    if sample.style == choice.STYLE and sample.parents:
+        return answer_id(sample.parents[0], "short")
+    return sample.id
 
 
 def read_answer(reply: Reply, config: AnswerConfig) -> str | Rejected:

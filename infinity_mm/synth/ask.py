@@ -52,7 +52,7 @@ class AskConfig:
     drop_copied_examples: bool = True
     """Whether a question that repeats one of its examples is dropped. In a small world a copy is a fair question."""
     describe_type: bool = True
-    """Whether the prompt says what the type asks for, besides its name."""
+    """Whether the prompt says what the type asks for and what the image must show for it, besides its name."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_chars <= self.max_chars:
@@ -77,16 +77,16 @@ class Ask:
     def __init__(
         self,
         config: AskConfig,
-        definitions: Mapping[str, str],
+        descriptions: Mapping[str, str],
         *,
         boxed: Collection[str] = (),
         regions: GroundingConfig | None = None,
     ) -> None:
-        """`definitions`: instruction type -> what it asks for, in a sentence; `boxed`: types that ask about a box."""
+        """`descriptions`: type -> what it asks for, and of what image; `boxed`: types that ask about a box."""
         self._boxed = frozenset(boxed)
         self._regions = regions or GroundingConfig()
         self.config = config
-        self._definitions = definitions if config.describe_type else {}
+        self._descriptions = descriptions if config.describe_type else {}
         self._exchange = Exchange(
             stage=self.name,
             role="teacher",
@@ -105,7 +105,7 @@ class Ask:
         """The prompt for one sample."""
         assert sample.examples is not None, "see `reads`"
         first, second = sample.examples
-        type_ = type_text(sample.instruction_type or "", self._definitions)
+        type_ = type_text(sample.instruction_type or "", self._descriptions)
         return Prompt(name="ask", fields={"type": type_, "example_1": first, "example_2": second})
 
     def read(self, stage: str, sample: Sample, reply: Reply) -> Outcome:
@@ -118,12 +118,12 @@ class Ask:
         return keep(replace(sample, question=result))
 
 
-def type_text(instruction_type: str, definitions: Mapping[str, str]) -> str:
+def type_text(instruction_type: str, descriptions: Mapping[str, str]) -> str:
     """What the prompt says of a type: its path, and what it asks for where that is to be said."""
-    definition = definitions.get(instruction_type)
-    if definition is None:
+    description = descriptions.get(instruction_type)
+    if description is None:
         return instruction_type
-    return f"{instruction_type.replace('/', ' > ').replace('_', ' ')} ({definition})"
+    return f"{instruction_type.replace('/', ' > ').replace('_', ' ')} ({description})"
 
 
 def read_question(reply: Reply, *, examples: Sequence[str], config: AskConfig) -> str | Rejected:

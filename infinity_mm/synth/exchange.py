@@ -63,6 +63,7 @@ Write = Callable[[Sample], Prompt]
 Read = Callable[[Sample, Reply], Outcome]
 Room = Callable[[Sample], int]
 Unsaid = Callable[[Sample, Failure], Outcome]
+DrawnFor = Callable[[Sample], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +95,13 @@ class Exchange:
         read: Read,
         room: Room | None = None,
         unsaid: Unsaid | None = None,
+        drawn_for: DrawnFor | None = None,
     ) -> list[Outcome]:
         """One outcome per sample, in order; a record in it has this call's provenance.
 
         `room`: tokens for one sample, where they differ; `max_new_tokens` otherwise. `unsaid`: what it means that the
         model answered nothing of use, where that is an answer too; such samples are quarantined otherwise.
+        `drawn_for`: the id that a sample's seed is drawn for, its own otherwise; equal requests are one call.
         """
         engine = context.engines[self.role]
         asked: list[tuple[int, Prompt, Request]] = []
@@ -107,7 +110,8 @@ class Exchange:
             try:
                 prompt = write(sample)
                 tokens = room(sample) if room else self.max_new_tokens
-                asked.append((place, prompt, self._request(sample, prompt, context, tokens)))
+                whose = drawn_for(sample) if drawn_for else self._whose(sample)
+                asked.append((place, prompt, self._request(sample, prompt, context, tokens, whose)))
             except UserError:
                 raise  # a mistake in the configuration, the same for every image
             except Exception as error:
@@ -171,9 +175,13 @@ class Exchange:
     def _label(self) -> str:
         return f"{self.stage}.{self.step}" if self.step else self.stage
 
-    def _request(self, sample: Sample, prompt: Prompt, context: Context, tokens: int) -> Request:
+    def _whose(self, sample: Sample) -> str:
+        return sample.parents[0] if self.without_images and sample.parents else sample.id
+
+    def _request(
+        self, sample: Sample, prompt: Prompt, context: Context, tokens: int, drawn_for: str
+    ) -> Request:
         shown = replace(sample, images=()) if self.without_images else sample
-        drawn_for = sample.parents[0] if self.without_images and sample.parents else sample.id
         return Request(
             turns=turns_for(
                 shown, context.prompts.render(prompt.name, **prompt.fields), context.prompts.system

@@ -111,14 +111,17 @@ class Rewrite:
             decision=None,
             previous=(*sample.previous, (sample.answer or "", sample.score)),
         )
-        fault = rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
-        if (
-            not fault
-            and sample.style == choice.STYLE
-            and not choice.is_option(sample.question or "", draft.answer or "")
-        ):
-            fault = "rewrite_not_an_option"
+        fault = self._fault(sample, draft.answer or "")
         return drop(draft, self.name, fault) if fault else keep(draft)
+
+    def _fault(self, sample: Sample, new: str) -> str | None:
+        if sample.style != choice.STYLE:
+            return rewrite_fault(sample.answer or "", new, self._config.verify)
+        if not choice.is_option(sample.question or "", new):
+            return "rewrite_not_an_option"
+        return (
+            "rewrite_unchanged" if new == sample.answer else None
+        )  # two options need have no word in common
 
     def _compare(self, draft: Sample, reply: Reply) -> Outcome:
         score = read_score(reply, self._judge)

@@ -32,7 +32,8 @@ def test_an_answer_is_read_or_the_reason_is_named(reply: str, answer: str) -> No
 
 
 def test_a_question_becomes_one_child_per_style_that_suits_its_type() -> None:
-    stage = Styles(StylesConfig(), {"x/y/kind": ("short", "brief")})
+    names = ("short", "brief", "detailed")
+    stage = Styles(StylesConfig(names=names), {"x/y/kind": ("short", "brief"), "x/y/long": ("detailed",)})
     question = seen("a.q0", question="What is it?", instruction_type="x/y/kind")
     free = seen("a.q1", question="Why?", instruction_type="x/y/other")
     outcomes = outcomes_of(stage, [question, free], saying(""))
@@ -57,6 +58,11 @@ def test_a_question_that_no_configured_style_suits_is_dropped() -> None:
     assert told(outcomes_of(stage, [seen("a.q0", instruction_type="x/y/kind")], saying(""))) == [
         ("Dropped", "no_suitable_style")
     ]
+
+
+def test_a_style_that_suits_no_type_needs_no_prompt() -> None:
+    assert Styles(StylesConfig(), {"x/y/kind": ("short",)}).prompts == {"answer_short"}
+    assert Styles(StylesConfig(), {"x/y/kind": ("short", "full")}).prompts == {"answer_short", "answer_full"}
 
 
 def test_styles_are_given_once() -> None:
