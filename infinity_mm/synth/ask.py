@@ -92,7 +92,7 @@ class Ask:
             role="teacher",
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            words=True,
+            words="question",
         )
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:

@@ -9,7 +9,7 @@ Trouble with one sample (a failed call, a reply nobody can use, a bug in reading
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from infinity_mm.engines.base import Engine, Failure, Reply, Request
 from infinity_mm.engines.json_reply import BadJson, parse_json_reply
 from infinity_mm.errors import UserError
 from infinity_mm.prompts import PromptSet
-from infinity_mm.quality.hygiene import reply_fault
+from infinity_mm.quality.hygiene import Words, reply_fault
 from infinity_mm.record import (
     Call,
     Dropped,
@@ -77,8 +77,10 @@ class Exchange:
     choices: tuple[str, ...] = ()
     draw: int = 0
     """Number of the try; each has its own seed."""
-    words: bool = False
-    """Whether the reply is free words for a sample: useless ones (`quality.hygiene`) are dropped unread."""
+    words: Words | None = None
+    """What the reply is, if it is free words for a sample: useless ones (`quality.hygiene`) are dropped unread."""
+    any_language: Collection[str] = ()
+    """Types of question whose replies are not looked at for their language."""
     schema: str | None = None
     """Canonical JSON schema: `read` then gets the value as canonical JSON, whatever stood around it."""
     step: str = ""
@@ -210,8 +212,10 @@ class Exchange:
             )
         if printable(answer.text) != answer.text:
             return unreadable(sample, self.stage, "invalid_unicode", answer)
-        if self.words and (fault := reply_fault(answer, script=context.prompts.script)):
-            return drop(sample, self.stage, fault, detail=answer.text[:SHOWN])
+        if self.words is not None:
+            script = None if sample.instruction_type in self.any_language else context.prompts.script
+            if fault := reply_fault(answer, script=script, words=self.words):
+                return drop(sample, self.stage, fault, detail=answer.text[:SHOWN])
         try:
             return read(sample, answer)
         except UserError:

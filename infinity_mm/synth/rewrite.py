@@ -6,7 +6,7 @@ decided `keep`    ------------------------------------------------------> kept a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import final
@@ -56,10 +56,17 @@ class Rewrite:
     needs_probabilities = frozenset[str]()
 
     def __init__(
-        self, config: RewriteConfig, policy: Policy, judge: JudgeConfig, filters: Sequence[Stage] = ()
+        self,
+        config: RewriteConfig,
+        policy: Policy,
+        judge: JudgeConfig,
+        filters: Sequence[Stage] = (),
+        *,
+        any_language: Collection[str] = (),
     ) -> None:
         """The judge and the policy are those of the first judgement; `filters` label the new answer as they did the
-        old one."""
+        old one; `any_language` as for the answer."""
+        self._any_language = frozenset(any_language)
         self._config = config
         self._policy = policy
         self._judge = judge
@@ -92,7 +99,8 @@ class Rewrite:
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
             draw=draw,
-            words=True,
+            words="answer",
+            any_language=self._any_language,
         )
         outcomes = await writer.run(samples, context, write=_write, read=self._read)
         for stage in self._filters:

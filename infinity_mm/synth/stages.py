@@ -100,7 +100,9 @@ STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
     "check": lambda config, tree: Check(config.check),
     "critic": lambda config, tree: Critic(config.critic, config.policy, _descriptions(tree)),
     "styles": lambda config, tree: Styles(config.styles, tree.styles),
-    "answer": lambda config, tree: Answer(config.answer, config.choice, config.grounding),
+    "answer": lambda config, tree: Answer(
+        config.answer, config.choice, config.grounding, any_language=_any_language(tree)
+    ),
     "blind": lambda config, tree: Blind(config.blind),
     "loss": lambda config, tree: Loss(),
     "judge": lambda config, tree: Judge(config.judge),
@@ -110,6 +112,7 @@ STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
         config.policy,
         config.judge,
         [STAGES[name](config, tree) for name in config.stages if name in FILTERS],
+        any_language=_any_language(tree),
     ),
     "merge": lambda config, tree: Merge(config.merge),
 }
@@ -122,6 +125,10 @@ FILTERS = ("blind", "loss")
 def _ask(config: JourneyConfig, tree: Tree) -> Ask:
     boxed = [path for path, leaf in tree.leaves.items() if leaf.asks_about_a_box]
     return Ask(config.ask, _descriptions(tree), boxed=boxed, regions=config.grounding)
+
+
+def _any_language(tree: Tree) -> list[str]:
+    return [path for path, leaf in tree.leaves.items() if leaf.any_language]
 
 
 def _descriptions(tree: Tree) -> dict[str, str]:

@@ -43,6 +43,8 @@ class InstructionType:
     """Whether it concerns what a person may not want concluded from a picture; off until it is asked for."""
     asks_about_a_box: bool = False
     """Whether the question names what it is about by a box, which is checked and kept as one."""
+    any_language: bool = False
+    """Whether an answer may be in any language, as what is read off a picture is; others are checked for it."""
     share: float = 1.0
     """Weight of its quota; `plan.shares` multiplies it."""
 

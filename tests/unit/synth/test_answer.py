@@ -85,6 +85,16 @@ def test_answers_in_all_styles_are_asked_for_in_one_call_each_with_its_room() ->
     ]
 
 
+def test_what_is_read_off_a_picture_may_be_in_any_language() -> None:
+    sign = "禁止停车\uff0c违者罚款"
+    stage = Answer(CONFIG, any_language=["fine/text/sign"])
+    asked = [
+        seen(f"a.q{n}.short", question="What does it say?", style="short", instruction_type=type_)
+        for n, type_ in enumerate(("fine/text/sign", "fine/a/color"))
+    ]
+    assert told(outcomes_of(stage, asked, saying(sign))) == [("Emitted", ""), ("Dropped", "wrong_language")]
+
+
 def test_a_refused_answer_is_dropped_with_what_was_said() -> None:
     (outcome,) = outcomes_of(
         Answer(CONFIG), [seen("a.q0.short", question="Who?", style="short")], saying("I cannot tell.")

@@ -78,6 +78,13 @@ def test_a_choice_and_the_short_answer_to_its_question_are_one_request() -> None
     assert first.key("fake") == second.key("fake")
 
 
+def test_an_option_in_another_language_than_the_right_one_goes() -> None:
+    engine = answering("Red.", ["蓝色", "blue", "green"])
+    assert told(run(Answer(AnswerConfig()), [ASKED], engine)) == [("Dropped", "options_not_distinct")]
+    engine = answering("出口", ["入口", "停车", "小心"])
+    assert told(run(Answer(AnswerConfig()), [ASKED], engine)) == [("Emitted", "")]
+
+
 def test_other_styles_cost_no_call_for_options() -> None:
     engine = answering("Red.", [])
     plain = seen("a.q0.short", question="What color?", style="short")
