@@ -15,6 +15,7 @@ from infinity_mm.dedup.text import normalise
 from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
 from infinity_mm.record import Outcome, Sample
+from infinity_mm.synth.asks import asks
 from infinity_mm.synth.exchange import Exchange, Prompt, Rejected, drop, keep
 from infinity_mm.synth.grounding import GroundingConfig, mark_box
 from infinity_mm.synth.stage import Context
@@ -25,16 +26,6 @@ _LABEL = re.compile(
 )
 _BULLET = re.compile(r"^(?:[-*•]\s+|\(?\d{1,2}[.)]\s+)")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "「": "」", "`": "`", "**": "**"}
-_IMPERATIVE = re.compile(
-    r"^(?:please |kindly |can you )?(?:describe|name|list|count|identify|explain|read|transcribe|find|locate|compare"
-    r"|tell|say|state|write|give|determine|summari[sz]e|extract|estimate|calculate|compute|classify|choose|select|point"
-    r"|predict|infer|translate|rank|sort|solve|provide|specify|suggest|look|mention|outline|quote|report|match"
-    r"|sum up|arrange|convert|assess|evaluate|analy[sz]e|imagine"
-    r"|(?:copy|order|turn|complete|continue) (?:the|this|these|all))\b"
-    r"|^(?:请|描述|列出|列举|说明|指出|解释|计算|比较|识别|读出|读一读|写出|写一|数一数|找出|说出|说一|讲一|编一|判断|估计|概括"
-    r"|总结|归纳|翻译|预测|推测|推断|分析|选出|选择|排列|用[一两三几]|[给为][这图该])",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +127,7 @@ def read_question(reply: Reply, *, examples: Sequence[str], config: AskConfig) -
         return Rejected(reason="nothing_to_ask")
     if len(question) > config.max_chars:
         return Rejected(reason="too_long")
-    if not question.endswith(("?", "\uff1f")) and not _IMPERATIVE.match(question):
+    if not asks(question):
         return Rejected(reason="no_question_in_reply")
     if len(question) < config.min_chars:
         return Rejected(reason="too_short")
