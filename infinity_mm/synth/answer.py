@@ -146,7 +146,7 @@ class Answer:
             result = option
         if sample.style in grounding.STYLES:
             count = grounding.STYLES[sample.style]
-            region = grounding.read_region(result, count, sample.images[0], self._regions)
+            region = grounding.read_region(result, count, sample.images, self._regions)
             if isinstance(region, Rejected):
                 return drop(replace(sample, answer=result), self.name, region.reason)
             result = region_marker(region)

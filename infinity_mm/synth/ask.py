@@ -103,7 +103,7 @@ class Ask:
         """The sample with its question, or why there is none."""
         result = read_question(reply, examples=sample.examples or (), config=self.config)
         if sample.instruction_type in self._boxed and not isinstance(result, Rejected):
-            result = mark_box(result, sample.images[0], self._regions)
+            result = mark_box(result, sample.images, self._regions)
         if isinstance(result, Rejected):
             return drop(replace(sample, question=reply.text), stage, result.reason)
         return keep(replace(sample, question=result))

@@ -191,20 +191,28 @@ class Planner:
         candidates = Candidates(self.types)
         sizes: list[int] = []
         for samples in units:
-            candidates.add({sample.id: self.suitable(sample.tags or ()) for sample in samples})
+            candidates.add(
+                {
+                    sample.id: self.suitable(sample.tags or (), num_images=len(sample.images))
+                    for sample in samples
+                }
+            )
             sizes.append(len(samples))
         rows = candidates.assign(per_image=self._config.questions_per_image, shares=self._shares)
         ends = np.cumsum(sizes, dtype=np.int64)[:-1]
         parts = np.split(rows.astype("<u2", copy=False), ends) if sizes else []
         return [base64.b64encode(part.tobytes()).decode() for part in parts]
 
-    def suitable(self, tags: Sequence[Tag]) -> dict[str, float]:
-        """The types that suit an image, with scores."""
+    def suitable(self, tags: Sequence[Tag], *, num_images: int = 1) -> dict[str, float]:
+        """The types that suit an image, or several together, with scores."""
         scores = {type_: s for type_, s in self.mapping.score(tags).items() if self._shares[type_] > 0}
+        if num_images > 1:
+            scores = {t: s for t, s in scores.items() if not self.tree.leaves[t].needs_one_image}
         least = self._config.min_fit * max(scores.values(), default=0.0)
         fitting = [(type_, score) for type_, score in scores.items() if score >= least][: self._config.top_k]
         # What suits any image comes after what its tags speak for; without tags it is all there is.
-        return dict.fromkeys(self._anywhere, least or 1.0) | dict(fitting)
+        anywhere = [t for t in self._anywhere if num_images == 1 or not self.tree.leaves[t].needs_one_image]
+        return dict.fromkeys(anywhere, least or 1.0) | dict(fitting)
 
     def plan(self, samples: Sequence[Sample], types: str) -> dict[str, list[dict[str, Any]]]:
         """Sample id -> its questions to be, from `choose`; an empty list where no type suits the image."""

@@ -49,6 +49,11 @@ class InstructionType:
     """Weight of its quota; `plan.shares` multiplies it."""
 
     @property
+    def needs_one_image(self) -> bool:
+        """Whether it is about a place in the image, so that several images would leave open which."""
+        return self.asks_about_a_box or set(self.styles) <= {"box", "point"}
+
+    @property
     def description(self) -> str:
         """What prompts say of it: what is asked, and what the image must show where not anything will do."""
         if self.shows == InstructionType.shows:
