@@ -71,6 +71,10 @@ class Notation:
         return frame if self.grid is None else (self.grid, self.grid)
 
 
+THOUSANDTHS = Notation(box="[{}, {}, {}, {}]", point="[{}, {}]", grid=1000)
+"""For texts that are for no family in particular."""
+
+
 def region_marker(region: Region) -> str:
     """How a box or point stands in a message's text until the family is known; `region.index` counts the images."""
     return f"<|region {region.index} {' '.join(f'{value:.6f}' for value in region.coords)}|>"

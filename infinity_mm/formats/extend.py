@@ -1,7 +1,7 @@
 """Turns that a run made, written back onto the Infinity-MM shards that its images came from.
 
 SHARDS/a/0.tar --member by member, same names, same order--> OUT/a/0.tar
-    a record whose image the run has a conversation about: its turns, then those that were made
+    a record whose image the run has a conversation about: its turns, then those that were made (boxes in thousandths)
     after it: one more record for each further conversation about the image
     everything else: byte by byte as it was
 
@@ -24,8 +24,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from infinity_mm.data.regions import THOUSANDTHS, write_regions
 from infinity_mm.dedup.text import normalise
-from infinity_mm.errors import explain
+from infinity_mm.errors import UserError, explain
 from infinity_mm.formats.base import PLACEHOLDER, files_below
 from infinity_mm.formats.infinity_mm import entry_of, groups, members, name_of
 from infinity_mm.record import ConservationError, canonical_json
@@ -34,6 +35,8 @@ from infinity_mm.storage.files import whole_folder
 
 REJECTED_FILE, SUMMARY_FILE = "rejected.jsonl", "summary.json"
 _COLUMNS = ["id", "messages", "provenance"]
+_ONE_IMAGE = (1000, 1000)
+"""A frame for what is written in thousandths, whatever the image's size."""
 _NAMES = {"user": "human", "assistant": "gpt"}
 
 
@@ -215,6 +218,10 @@ def _made_turns(row: Mapping[str, Any], base: Sequence[Any]) -> tuple[list[dict[
     talk: list[dict[str, str]] = []
     for message in messages:
         text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+        try:
+            text = write_regions(text, THOUSANDTHS, [_ONE_IMAGE])
+        except UserError as error:
+            raise BadRow("region_of_no_image", "a box or point in an image that is not there") from error
         if PLACEHOLDER in text:
             raise BadRow("placeholder_in_text", "a made text that would be read as an image")
         talk.append({"from": _NAMES[message["role"]], "value": text})

@@ -25,6 +25,7 @@ from infinity_mm.storage.manifest import Manifest
 from infinity_mm.synth.config import SynthConfig
 from infinity_mm.synth.run import config_digest, run_synthesis
 from infinity_mm.synth.stages import build_stages
+from infinity_mm.synth.styles import styles_used
 from infinity_mm.taxonomy.tree import Tree
 from infinity_mm.vision.images import BadImage, image_size
 
@@ -204,7 +205,8 @@ def reckon(config: SynthConfig, num_images: int, *, kept_share: float) -> Sample
 
 def _reckoned(config: SynthConfig, sizes: Sizes, kept_share: float) -> ImageCost:
     prompts = PromptSet.load(config.prompts)
-    stages = build_stages(config, Tree.load(config.plan.tree), prompts)
+    tree = Tree.load(config.plan.tree)
+    stages = build_stages(config, tree, prompts)
     roles = roles_of(config)
     samples = float(config.plan.questions_per_image)
     calls: dict[str, float] = {}
@@ -212,7 +214,7 @@ def _reckoned(config: SynthConfig, sizes: Sizes, kept_share: float) -> ImageCost
     written: dict[str, float] = {}
     for stage in stages:
         if "style" in stage.writes:
-            samples *= len(config.styles.names)
+            samples *= len(styles_used(config.styles, tree.styles))
         if (
             not stage.roles or stage.name == "distinct"
         ):  # it asks again where questions repeat: here none does

@@ -51,9 +51,19 @@ def main_script(text: str) -> str | None:
     """The script most letters are of (LATIN, CJK, ...): a cheap stand-in for the language; None without letters."""
     if text.isascii():
         return "LATIN" if any(char.isalpha() for char in text) else None
-    names = (unicodedata.name(char, "?").split(" ")[0] for char in text if char.isalpha())
-    scripts = Counter("CJK" if name in _EAST_ASIAN else name for name in names)
+    scripts = letters_by_script(text)
     return min(scripts, key=lambda script: (-scripts[script], script)) if scripts else None
+
+
+def letters_by_script(text: str) -> Counter[str]:
+    """How many letters are of each script; one of full width (Chinese, kana, Hangul) says as much as four."""
+    found: Counter[str] = Counter()
+    for char in text:
+        if char.isalpha():
+            name = unicodedata.name(char, "?").split(" ")[0]
+            script = "CJK" if name in _EAST_ASIAN else name
+            found[script] += 4 if unicodedata.east_asian_width(char) == "W" else 1
+    return found
 
 
 def _loops(items: list[str], *, repeats: int) -> bool:

@@ -8,16 +8,18 @@ style `choice`: its short answer --teacher--> wrong answers --choice.arrange--> 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
 from infinity_mm.data.regions import region_marker
 from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
+from infinity_mm.quality.hygiene import is_in_another
 from infinity_mm.record import Emitted, Outcome, Sample, rng_for
 from infinity_mm.synth import choice, grounding
 from infinity_mm.synth.exchange import SHOWN, Exchange, Prompt, Rejected, drop, keep
+from infinity_mm.synth.ids import answer_id
 from infinity_mm.synth.stage import Context
 
 
@@ -28,7 +30,7 @@ class AnswerConfig:
     temperature: float = 0.0
     """0 is greedy."""
     max_new_tokens: dict[str, int] = field(
-        default_factory=lambda: {"short": 64, "brief": 256, "detailed": 768}
+        default_factory=lambda: {"short": 64, "brief": 256, "detailed": 768, "full": 768}
     )
     """Room by style; an answer that needs more is dropped as `cut_off`, never shortened."""
     max_chars: int = 8000
@@ -60,8 +62,12 @@ class Answer:
         config: AnswerConfig,
         options: choice.ChoiceConfig | None = None,
         regions: grounding.GroundingConfig | None = None,
+        *,
+        any_language: Collection[str] = (),
     ) -> None:
-        """`options`: how style `choice` gets them; `regions`: how styles `box` and `point` are read."""
+        """`options`: how style `choice` gets them; `regions`: how styles `box` and `point` are read; `any_language`:
+        types whose answers may be in any language, as what is read off a picture is."""
+        self._any_language = frozenset(any_language)
         self._regions = regions or grounding.GroundingConfig()
         self._config = config
         self._choice = options or choice.ChoiceConfig()
@@ -74,9 +80,12 @@ class Answer:
             role="teacher",
             max_new_tokens=self._most,
             temperature=self._config.temperature,
-            words=True,
+            words="answer",
+            any_language=self._any_language,
         )
-        outcomes = await exchange.run(samples, context, write=_write_first, read=self._read, room=self._room)
+        outcomes = await exchange.run(
+            samples, context, write=_write_first, read=self._read, room=self._room, drawn_for=_drawn_for
+        )
         answered = [outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)]
         open_ = [sample for sample in answered if sample.style == choice.STYLE]
         arranged = iter(await self._arrange(open_, context) if open_ else ())
@@ -99,7 +108,7 @@ class Answer:
         def read(sample: Sample, reply: Reply) -> Outcome:
             right = sample.answer or ""
             number = self._choice.num_options - 1
-            wrong = choice.distinct_wrong(right, json.loads(reply.text)["wrong"], number)
+            wrong = choice.distinct_wrong(right, self._own_language(sample, reply, context), number)
             if len(wrong) < number:
                 return drop(sample, self.name, "options_not_distinct", detail=reply.text[:SHOWN])
             rng = rng_for(context.seed, f"{self.name}.options", sample.id)
@@ -107,6 +116,16 @@ class Answer:
             return keep(replace(sample, question=question, answer=answer))
 
         return await exchange.run(samples, context, write=self._write_options, read=read)
+
+    def _own_language(self, sample: Sample, reply: Reply, context: Context) -> list[str]:
+        """The wrong answers, none in another language where the right one is in that of the prompts."""
+        wrong: list[str] = json.loads(reply.text)["wrong"]
+        script = context.prompts.script
+        if script is None or sample.instruction_type in self._any_language:
+            return wrong
+        if is_in_another(sample.answer or "", script, "option"):
+            return wrong
+        return [text for text in wrong if not is_in_another(text, script, "option")]
 
     def _write_options(self, sample: Sample) -> Prompt:
         fields = {"question": sample.question or "", "answer": sample.answer or ""}
@@ -127,7 +146,7 @@ class Answer:
             result = option
         if sample.style in grounding.STYLES:
             count = grounding.STYLES[sample.style]
-            region = grounding.read_region(result, count, sample.images[0], self._regions)
+            region = grounding.read_region(result, count, sample.images, self._regions)
             if isinstance(region, Rejected):
                 return drop(replace(sample, answer=result), self.name, region.reason)
             result = region_marker(region)
@@ -142,6 +161,13 @@ def write_answer(sample: Sample) -> Prompt:
 def _write_first(sample: Sample) -> Prompt:
     """A choice is made of the short answer."""
     return write_answer(replace(sample, style="short") if sample.style == choice.STYLE else sample)
+
+
+def _drawn_for(sample: Sample) -> str:
+    """The short answer that a choice is made of is the one of style `short`, and asked for once."""
+    if sample.style == choice.STYLE and sample.parents:
+        return answer_id(sample.parents[0], "short")
+    return sample.id
 
 
 def read_answer(reply: Reply, config: AnswerConfig) -> str | Rejected:

@@ -15,6 +15,7 @@ from infinity_mm.dedup.text import normalise
 from infinity_mm.engines.base import Reply
 from infinity_mm.errors import explain
 from infinity_mm.record import Outcome, Sample
+from infinity_mm.synth.asks import asks
 from infinity_mm.synth.exchange import Exchange, Prompt, Rejected, drop, keep
 from infinity_mm.synth.grounding import GroundingConfig, mark_box
 from infinity_mm.synth.stage import Context
@@ -25,16 +26,6 @@ _LABEL = re.compile(
 )
 _BULLET = re.compile(r"^(?:[-*•]\s+|\(?\d{1,2}[.)]\s+)")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "「": "」", "`": "`", "**": "**"}
-_IMPERATIVE = re.compile(
-    r"^(?:please |kindly |can you )?(?:describe|name|list|count|identify|explain|read|transcribe|find|locate|compare"
-    r"|tell|say|state|write|give|determine|summari[sz]e|extract|estimate|calculate|compute|classify|choose|select|point"
-    r"|predict|infer|translate|rank|sort|solve|provide|specify|suggest|look|mention|outline|quote|report|match"
-    r"|sum up|arrange|convert|assess|evaluate|analy[sz]e|imagine"
-    r"|(?:copy|order|turn|complete|continue) (?:the|this|these|all))\b"
-    r"|^(?:请|描述|列出|列举|说明|指出|解释|计算|比较|识别|读出|读一读|写出|写一|数一数|找出|说出|说一|讲一|编一|判断|估计|概括"
-    r"|总结|归纳|翻译|预测|推测|推断|分析|选出|选择|排列|用[一两三几]|[给为][这图该])",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +43,7 @@ class AskConfig:
     drop_copied_examples: bool = True
     """Whether a question that repeats one of its examples is dropped. In a small world a copy is a fair question."""
     describe_type: bool = True
-    """Whether the prompt says what the type asks for, besides its name."""
+    """Whether the prompt says what the type asks for and what the image must show for it, besides its name."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_chars <= self.max_chars:
@@ -77,22 +68,22 @@ class Ask:
     def __init__(
         self,
         config: AskConfig,
-        definitions: Mapping[str, str],
+        descriptions: Mapping[str, str],
         *,
         boxed: Collection[str] = (),
         regions: GroundingConfig | None = None,
     ) -> None:
-        """`definitions`: instruction type -> what it asks for, in a sentence; `boxed`: types that ask about a box."""
+        """`descriptions`: type -> what it asks for, and of what image; `boxed`: types that ask about a box."""
         self._boxed = frozenset(boxed)
         self._regions = regions or GroundingConfig()
         self.config = config
-        self._definitions = definitions if config.describe_type else {}
+        self._descriptions = descriptions if config.describe_type else {}
         self._exchange = Exchange(
             stage=self.name,
             role="teacher",
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            words=True,
+            words="question",
         )
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
@@ -105,25 +96,25 @@ class Ask:
         """The prompt for one sample."""
         assert sample.examples is not None, "see `reads`"
         first, second = sample.examples
-        type_ = type_text(sample.instruction_type or "", self._definitions)
+        type_ = type_text(sample.instruction_type or "", self._descriptions)
         return Prompt(name="ask", fields={"type": type_, "example_1": first, "example_2": second})
 
     def read(self, stage: str, sample: Sample, reply: Reply) -> Outcome:
         """The sample with its question, or why there is none."""
         result = read_question(reply, examples=sample.examples or (), config=self.config)
         if sample.instruction_type in self._boxed and not isinstance(result, Rejected):
-            result = mark_box(result, sample.images[0], self._regions)
+            result = mark_box(result, sample.images, self._regions)
         if isinstance(result, Rejected):
             return drop(replace(sample, question=reply.text), stage, result.reason)
         return keep(replace(sample, question=result))
 
 
-def type_text(instruction_type: str, definitions: Mapping[str, str]) -> str:
+def type_text(instruction_type: str, descriptions: Mapping[str, str]) -> str:
     """What the prompt says of a type: its path, and what it asks for where that is to be said."""
-    definition = definitions.get(instruction_type)
-    if definition is None:
+    description = descriptions.get(instruction_type)
+    if description is None:
         return instruction_type
-    return f"{instruction_type.replace('/', ' > ').replace('_', ' ')} ({definition})"
+    return f"{instruction_type.replace('/', ' > ').replace('_', ' ')} ({description})"
 
 
 def read_question(reply: Reply, *, examples: Sequence[str], config: AskConfig) -> str | Rejected:
@@ -136,7 +127,7 @@ def read_question(reply: Reply, *, examples: Sequence[str], config: AskConfig) -
         return Rejected(reason="nothing_to_ask")
     if len(question) > config.max_chars:
         return Rejected(reason="too_long")
-    if not question.endswith(("?", "\uff1f")) and not _IMPERATIVE.match(question):
+    if not asks(question):
         return Rejected(reason="no_question_in_reply")
     if len(question) < config.min_chars:
         return Rejected(reason="too_short")

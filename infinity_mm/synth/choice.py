@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from infinity_mm.dedup.text import meaning, normalise
 from infinity_mm.errors import explain
-from infinity_mm.quality.agreement import agrees
+from infinity_mm.quality.agreement import agrees, is_yes_or_no
 from infinity_mm.record import Sample, canonical_json
 
 STYLE = "choice"
@@ -64,7 +64,7 @@ def option_text(answer: str) -> str | None:
     """The answer as it stands beside a letter; None if it is no option: too long, several lines, yes or no."""
     text = answer.strip().removesuffix(".").rstrip()
     fits = 0 < len(text) <= _MAX_CHARS and "\n" not in text
-    return text if fits and normalise(text) not in ("yes", "no", "是", "否", "不是") else None
+    return text if fits and not is_yes_or_no(text) else None
 
 
 def distinct_wrong(right: str, replies: Sequence[str], number: int) -> list[str]:

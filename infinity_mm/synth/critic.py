@@ -73,10 +73,10 @@ class Critic:
     prompts = frozenset({"critic", REPAIR})
     needs_probabilities = frozenset[str]()
 
-    def __init__(self, config: CriticConfig, policy: Policy, definitions: Mapping[str, str]) -> None:
-        """`definitions`: instruction type -> what it asks for, in a sentence."""
+    def __init__(self, config: CriticConfig, policy: Policy, descriptions: Mapping[str, str]) -> None:
+        """`descriptions`: instruction type -> what it asks for, and of what image."""
         self._drops = policy.critic == "drop"
-        self._definitions = definitions
+        self._descriptions = descriptions
         self._exchange = Exchange(
             stage=self.name, role="judge", max_new_tokens=config.max_new_tokens, schema=SCHEMA
         )
@@ -86,7 +86,7 @@ class Critic:
         return await self._exchange.run(samples, context, write=self._write, read=self._read)
 
     def _write(self, sample: Sample) -> Prompt:
-        type_ = type_text(sample.instruction_type or "", self._definitions)
+        type_ = type_text(sample.instruction_type or "", self._descriptions)
         return Prompt(name="critic", fields={"type": type_, "question": sample.question or ""})
 
     def _read(self, sample: Sample, reply: Reply) -> Outcome:

@@ -74,7 +74,7 @@ class Distinct:
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             draw=1,
-            words=True,
+            words="question",
         )
         write, read = partial(self._write, asked), partial(self._ask.read, self.name)
         return await exchange.run(samples, context, write=write, read=read)

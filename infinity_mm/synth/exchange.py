@@ -9,7 +9,7 @@ Trouble with one sample (a failed call, a reply nobody can use, a bug in reading
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from infinity_mm.engines.base import Engine, Failure, Reply, Request
 from infinity_mm.engines.json_reply import BadJson, parse_json_reply
 from infinity_mm.errors import UserError
 from infinity_mm.prompts import PromptSet
-from infinity_mm.quality.hygiene import reply_fault
+from infinity_mm.quality.hygiene import Words, reply_fault
 from infinity_mm.record import (
     Call,
     Dropped,
@@ -63,6 +63,7 @@ Write = Callable[[Sample], Prompt]
 Read = Callable[[Sample, Reply], Outcome]
 Room = Callable[[Sample], int]
 Unsaid = Callable[[Sample, Failure], Outcome]
+DrawnFor = Callable[[Sample], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,10 @@ class Exchange:
     choices: tuple[str, ...] = ()
     draw: int = 0
     """Number of the try; each has its own seed."""
-    words: bool = False
-    """Whether the reply is free words for a sample: useless ones (`quality.hygiene`) are dropped unread."""
+    words: Words | None = None
+    """What the reply is, if it is free words for a sample: useless ones (`quality.hygiene`) are dropped unread."""
+    any_language: Collection[str] = ()
+    """Types of question whose replies are not looked at for their language."""
     schema: str | None = None
     """Canonical JSON schema: `read` then gets the value as canonical JSON, whatever stood around it."""
     step: str = ""
@@ -94,11 +97,13 @@ class Exchange:
         read: Read,
         room: Room | None = None,
         unsaid: Unsaid | None = None,
+        drawn_for: DrawnFor | None = None,
     ) -> list[Outcome]:
         """One outcome per sample, in order; a record in it has this call's provenance.
 
         `room`: tokens for one sample, where they differ; `max_new_tokens` otherwise. `unsaid`: what it means that the
         model answered nothing of use, where that is an answer too; such samples are quarantined otherwise.
+        `drawn_for`: the id that a sample's seed is drawn for, its own otherwise; equal requests are one call.
         """
         engine = context.engines[self.role]
         asked: list[tuple[int, Prompt, Request]] = []
@@ -107,7 +112,8 @@ class Exchange:
             try:
                 prompt = write(sample)
                 tokens = room(sample) if room else self.max_new_tokens
-                asked.append((place, prompt, self._request(sample, prompt, context, tokens)))
+                whose = drawn_for(sample) if drawn_for else self._whose(sample)
+                asked.append((place, prompt, self._request(sample, prompt, context, tokens, whose)))
             except UserError:
                 raise  # a mistake in the configuration, the same for every image
             except Exception as error:
@@ -173,9 +179,13 @@ class Exchange:
     def _label(self) -> str:
         return f"{self.stage}.{self.step}" if self.step else self.stage
 
-    def _request(self, sample: Sample, prompt: Prompt, context: Context, tokens: int) -> Request:
+    def _whose(self, sample: Sample) -> str:
+        return sample.parents[0] if self.without_images and sample.parents else sample.id
+
+    def _request(
+        self, sample: Sample, prompt: Prompt, context: Context, tokens: int, drawn_for: str
+    ) -> Request:
         shown = replace(sample, images=()) if self.without_images else sample
-        drawn_for = sample.parents[0] if self.without_images and sample.parents else sample.id
         return Request(
             turns=turns_for(
                 shown, context.prompts.render(prompt.name, **prompt.fields), context.prompts.system
@@ -204,8 +214,10 @@ class Exchange:
             )
         if printable(answer.text) != answer.text:
             return unreadable(sample, self.stage, "invalid_unicode", answer)
-        if self.words and (fault := reply_fault(answer, script=context.prompts.script)):
-            return drop(sample, self.stage, fault, detail=answer.text[:SHOWN])
+        if self.words is not None:
+            script = None if sample.instruction_type in self.any_language else context.prompts.script
+            if fault := reply_fault(answer, script=script, words=self.words):
+                return drop(sample, self.stage, fault, detail=answer.text[:SHOWN])
         try:
             return read(sample, answer)
         except UserError:

@@ -9,6 +9,7 @@ writes its own way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,17 +41,21 @@ class GroundingConfig:
             )
 
 
-def read_region(text: str, count: int, image: ImageRef, config: GroundingConfig) -> Region | Rejected:
-    """The one box (`count` 4) or point (2) in a text."""
+def read_region(
+    text: str, count: int, images: Sequence[ImageRef], config: GroundingConfig
+) -> Region | Rejected:
+    """The one box (`count` 4) or point (2) in a text about one image; of several nobody said which it is in."""
+    if len(images) != 1:
+        return Rejected(reason="region_of_several_images")
     found = find_numbers(text, count)
     if len(found) != 1:
         return Rejected(reason="several_regions" if found else "no_region")
-    return _checked(found[0][0], image, config)
+    return _checked(found[0][0], images[0], config)
 
 
-def mark_box(text: str, image: ImageRef, config: GroundingConfig) -> str | Rejected:
+def mark_box(text: str, images: Sequence[ImageRef], config: GroundingConfig) -> str | Rejected:
     """The text with the marker of its one box in place of the numbers."""
-    region = read_region(text, 4, image, config)
+    region = read_region(text, 4, images, config)
     if isinstance(region, Rejected):
         return region
     ((_, (start, end)),) = find_numbers(text, 4)

@@ -6,7 +6,7 @@ decided `keep`    ------------------------------------------------------> kept a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import final
@@ -56,10 +56,17 @@ class Rewrite:
     needs_probabilities = frozenset[str]()
 
     def __init__(
-        self, config: RewriteConfig, policy: Policy, judge: JudgeConfig, filters: Sequence[Stage] = ()
+        self,
+        config: RewriteConfig,
+        policy: Policy,
+        judge: JudgeConfig,
+        filters: Sequence[Stage] = (),
+        *,
+        any_language: Collection[str] = (),
     ) -> None:
         """The judge and the policy are those of the first judgement; `filters` label the new answer as they did the
-        old one."""
+        old one; `any_language` as for the answer."""
+        self._any_language = frozenset(any_language)
         self._config = config
         self._policy = policy
         self._judge = judge
@@ -97,7 +104,8 @@ class Rewrite:
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
             draw=draw,
-            words=True,
+            words="answer",
+            any_language=self._any_language,
         )
         outcomes = await writer.run(samples, context, write=_write, read=self._read)
         for stage in self._filters:
@@ -116,14 +124,17 @@ class Rewrite:
             decision=None,
             previous=(*sample.previous, (sample.answer or "", sample.score)),
         )
-        fault = rewrite_fault(sample.answer or "", reply.text.strip(), self._config.verify)
-        if (
-            not fault
-            and sample.style == choice.STYLE
-            and not choice.is_option(sample.question or "", draft.answer or "")
-        ):
-            fault = "rewrite_not_an_option"
+        fault = self._fault(sample, draft.answer or "")
         return drop(draft, self.name, fault) if fault else keep(draft)
+
+    def _fault(self, sample: Sample, new: str) -> str | None:
+        if sample.style != choice.STYLE:
+            return rewrite_fault(sample.answer or "", new, self._config.verify)
+        if not choice.is_option(sample.question or "", new):
+            return "rewrite_not_an_option"
+        return (
+            "rewrite_unchanged" if new == sample.answer else None
+        )  # two options need have no word in common
 
     def _compare(self, draft: Sample, reply: Reply) -> Outcome:
         score = read_score(reply, self._judge)

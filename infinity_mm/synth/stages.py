@@ -99,11 +99,11 @@ STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
     "ask": lambda config, tree: _ask(config, tree),
     "distinct": lambda config, tree: Distinct(config.distinct, _ask(config, tree)),
     "check": lambda config, tree: Check(config.check),
-    "critic": lambda config, tree: Critic(config.critic, config.policy, _definitions(tree)),
-    "styles": lambda config, tree: Styles(
-        config.styles, {path: leaf.styles for path, leaf in tree.leaves.items()}
+    "critic": lambda config, tree: Critic(config.critic, config.policy, _descriptions(tree)),
+    "styles": lambda config, tree: Styles(config.styles, tree.styles),
+    "answer": lambda config, tree: Answer(
+        config.answer, config.choice, config.grounding, any_language=_any_language(tree)
     ),
-    "answer": lambda config, tree: Answer(config.answer, config.choice, config.grounding),
     "blind": lambda config, tree: Blind(config.blind),
     "loss": lambda config, tree: Loss(),
     "judge": lambda config, tree: Judge(config.judge),
@@ -113,6 +113,7 @@ STAGES: dict[str, Callable[[JourneyConfig, Tree], Stage]] = {
         config.policy,
         config.judge,
         [STAGES[name](config, tree) for name in config.stages if name in FILTERS],
+        any_language=_any_language(tree),
     ),
     "merge": lambda config, tree: Merge(config.merge),
 }
@@ -124,11 +125,15 @@ FILTERS = ("blind", "loss")
 
 def _ask(config: JourneyConfig, tree: Tree) -> Ask:
     boxed = [path for path, leaf in tree.leaves.items() if leaf.asks_about_a_box]
-    return Ask(config.ask, _definitions(tree), boxed=boxed, regions=config.grounding)
+    return Ask(config.ask, _descriptions(tree), boxed=boxed, regions=config.grounding)
 
 
-def _definitions(tree: Tree) -> dict[str, str]:
-    return {path: leaf.definition for path, leaf in tree.leaves.items()}
+def _any_language(tree: Tree) -> list[str]:
+    return [path for path, leaf in tree.leaves.items() if leaf.any_language]
+
+
+def _descriptions(tree: Tree) -> dict[str, str]:
+    return {path: leaf.description for path, leaf in tree.leaves.items()}
 
 
 def _check_labels(names: Sequence[str], policy: Policy) -> None:

@@ -1,6 +1,6 @@
 """Styles: one child per answer style for every question; the calls come in the next stage.
 
-question --expand--> question in style short, brief, detailed, choice   (those that suit its type)
+question --expand--> question in style short, brief, detailed, full, choice   (those that suit its type)
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from infinity_mm.synth.stage import Context
 class StylesConfig:
     """In which styles every question is answered."""
 
-    names: tuple[str, ...] = ("short", "brief", "detailed")
-    """Each has a prompt `answer_<name>` and becomes part of the sample's id. `choice` is multiple choice."""
+    names: tuple[str, ...] = ("short", "brief", "detailed", "full")
+    """Each has a prompt `answer_<name>`, if the tree lists it for any type, and becomes part of the sample's id. `full`
+    is for what is asked for as a text or list: a description, a transcription. `choice` is multiple choice."""
     suit_the_type: bool = True
     """Leave out styles that the instruction tree does not list for the question's type."""
 
@@ -47,10 +48,10 @@ class Styles:
 
     def __init__(self, config: StylesConfig, suitable: Mapping[str, Sequence[str]]) -> None:
         """`suitable`: instruction type -> its styles; a type that is not in it may be answered in all."""
-        self._names = config.names
+        self._names = styles_used(config, suitable)
         self._suitable = suitable if config.suit_the_type else {}
-        for_choice = ("answer_short", "options", REPAIR) if CHOICE in config.names else ()
-        self.prompts = frozenset((*(f"answer_{name}" for name in config.names), *for_choice))
+        for_choice = ("answer_short", "options", REPAIR) if CHOICE in self._names else ()
+        self.prompts = frozenset((*(f"answer_{name}" for name in self._names), *for_choice))
 
     async def run(self, samples: Sequence[Sample], context: Context) -> list[Outcome]:
         """Children in the order of the configuration."""
@@ -65,3 +66,10 @@ class Styles:
             keep(replace(sample, id=answer_id(sample.id, name), parents=(sample.id,), style=name))
             for name in names
         ]
+
+
+def styles_used(config: StylesConfig, suitable: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Those of the configured styles that suit any type at all; the others need no prompt."""
+    if not config.suit_the_type or not suitable:
+        return config.names
+    return tuple(name for name in config.names if any(name in styles for styles in suitable.values()))

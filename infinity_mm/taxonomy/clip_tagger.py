@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -24,6 +25,9 @@ from infinity_mm.taxonomy.vocabulary import load_vocabulary
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+
+_MODEL_FILES = (".json", ".safetensors", ".bin", ".pt", ".pth")
 
 
 @final
@@ -49,14 +53,22 @@ class ClipTagger(LogitTagger):
 
 
 def weights_on_disk(model: str) -> str:
-    """What can be said of a model without loading it: the hash of a local folder's files, else its name."""
-    folder = _nano_folder(model)
-    if folder is None:
-        return model
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
-    return digest(
-        *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.name != "metrics.json")
-    )
+    """What can be said of a model without loading it: the hash of its files where they are here, else its name."""
+    kind, _, place = model.partition(":")
+    named = Path(place if kind in ("ram", "local-dir") else model.partition("/")[2])
+    local = _nano_folder(model) or named
+    files = [local] if local.is_file() else []
+    if local.is_absolute() and local.is_dir():
+        files = sorted(file for file in local.iterdir() if file.suffix in _MODEL_FILES)
+    hashes = [_file_hash(file, file.stat().st_mtime_ns) for file in files if file.name != "metrics.json"]
+    return digest(*hashes) if hashes else model
+
+
+@cache
+def _file_hash(file: Path, changed_ns: int) -> str:
+    """Once in a process as long as the file is not changed: weights are large, and asked about several times."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,8 @@ class Seed:
     type: str
     question: str | None = None
     """The question itself; serves as an example."""
+    from_tree: bool = False
+    """Whether nobody asked it: the typical tags that the tree names for the type."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from infinity_mm.record import Dropped, Emitted, Outcome, Sample, Tag, canonical
 from infinity_mm.runtime.passes import PassWorker, Unit, UnitResult
 from infinity_mm.taxonomy.mapping import MappingConfig, Seed, fit_mapping
 from infinity_mm.taxonomy.quotas import NONE, Candidates
-from infinity_mm.taxonomy.seeds import load_seeds
+from infinity_mm.taxonomy.seeds import load_seeds, with_own_tags
 from infinity_mm.taxonomy.tree import Tree
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ class PlanConfig:
 
     tree: str = "windtunnel"
     """`windtunnel`, `default` (216 types), `any_picture` (few types that need no tags), or the path of a YAML file."""
-    seeds: str = "windtunnel"
-    """`windtunnel`, `tree` (the typical tags of each type), or the path of a JSONL file."""
+    seeds: str | None = None
+    """`windtunnel`, `tree` (the typical tags of each type), or the path of a JSONL file; null: `windtunnel` for that
+    tree and `tree` for any other. A type that none of the seeds is of has its own tags for one."""
     num_seed_scenes: int = 400
     """Training scenes that the mapping is fitted on, with seeds: windtunnel."""
     questions_per_image: int = 4
@@ -93,7 +94,7 @@ class PlanPass:
 
     def fingerprint(self) -> str:
         """Configuration, tree, seeds."""
-        seeds = self.config.seeds
+        seeds = self.config.seeds or ""
         content = hashlib.sha256(Path(seeds).read_bytes()).hexdigest() if os.path.isfile(seeds) else seeds
         config = canonical_json(to_plain(self.config))
         return digest(
@@ -141,9 +142,11 @@ class _PlanWorker:
         asked = Counter(entry["type"] for entries in plan.values() for entry in entries)
         planned = {id_: entries for id_, entries in plan.items() if entries}
         files = {PLAN_FILE: canonical_json(planned).encode()}
+        metrics: dict[str, float] = {"images": len(samples), "questions_planned": asked.total()}
         if unit.payload["is_first"]:
-            about = {"tree": planner.tree.name, "tree_version": planner.tree.version}
+            about = {"tree": planner.tree.name, "tree_version": planner.tree.version, **planner.gaps}
             files[MAPPING_FILE] = planner.mapping.to_json(about).encode()
+            metrics |= {name: len(types) for name, types in planner.gaps.items()}
         return UnitResult(
             input_ids=ids,
             samples=[outcome.sample for outcome in outcomes if isinstance(outcome, Emitted)],
@@ -153,8 +156,7 @@ class _PlanWorker:
                 for o in outcomes
                 if isinstance(o, Dropped)
             ],
-            metrics={"images": len(samples), "questions_planned": asked.total()}
-            | {f"planned.{type_}": asked[type_] for type_ in planner.types},
+            metrics=metrics | {f"planned.{type_}": asked[type_] for type_ in planner.types},
             files=files,
         )
 
@@ -168,6 +170,7 @@ class Planner:
         self.tree = Tree.load(config.tree)
         if seeds is None:
             seeds = load_seeds(config.seeds, self.tree, num_scenes=config.num_seed_scenes)
+        seeds = with_own_tags(seeds, self.tree)
         self.mapping = fit_mapping(seeds, self.tree.leaves, config.mapping)
         self._config, self._seed = config, seed
         self._shares = self.tree.shares(config.shares, include_sensitive=config.include_sensitive)
@@ -175,26 +178,41 @@ class Planner:
         """What may be asked, in the tree's order."""
         self._anywhere = [path for path in self.types if self.tree.leaves[path].any_image]
         self._pools = _example_pools(self.tree, seeds)
+        from_tree = {seed.type for seed in seeds if seed.from_tree}
+        never = (path for path in self.types if not self.mapping.weights[path])
+        self.gaps = {
+            "types_from_the_tree": [path for path in self.types if path in from_tree],
+            "types_without_seeds": [path for path in never if not self.tree.leaves[path].any_image],
+        }
+        """Types that the mapping knows by their own tags alone, and types that it gives to no image."""
 
     def choose(self, units: Iterable[Sequence[Sample]]) -> list[str]:
         """For each unit what `plan` takes: the types of its samples, as text, a few bytes a question."""
         candidates = Candidates(self.types)
         sizes: list[int] = []
         for samples in units:
-            candidates.add({sample.id: self.suitable(sample.tags or ()) for sample in samples})
+            candidates.add(
+                {
+                    sample.id: self.suitable(sample.tags or (), num_images=len(sample.images))
+                    for sample in samples
+                }
+            )
             sizes.append(len(samples))
         rows = candidates.assign(per_image=self._config.questions_per_image, shares=self._shares)
         ends = np.cumsum(sizes, dtype=np.int64)[:-1]
         parts = np.split(rows.astype("<u2", copy=False), ends) if sizes else []
         return [base64.b64encode(part.tobytes()).decode() for part in parts]
 
-    def suitable(self, tags: Sequence[Tag]) -> dict[str, float]:
-        """The types that suit an image, with scores."""
+    def suitable(self, tags: Sequence[Tag], *, num_images: int = 1) -> dict[str, float]:
+        """The types that suit an image, or several together, with scores."""
         scores = {type_: s for type_, s in self.mapping.score(tags).items() if self._shares[type_] > 0}
+        if num_images > 1:
+            scores = {t: s for t, s in scores.items() if not self.tree.leaves[t].needs_one_image}
         least = self._config.min_fit * max(scores.values(), default=0.0)
         fitting = [(type_, score) for type_, score in scores.items() if score >= least][: self._config.top_k]
         # What suits any image comes after what its tags speak for; without tags it is all there is.
-        return dict.fromkeys(self._anywhere, least or 1.0) | dict(fitting)
+        anywhere = [t for t in self._anywhere if num_images == 1 or not self.tree.leaves[t].needs_one_image]
+        return dict.fromkeys(anywhere, least or 1.0) | dict(fitting)
 
     def plan(self, samples: Sequence[Sample], types: str) -> dict[str, list[dict[str, Any]]]:
         """Sample id -> its questions to be, from `choose`; an empty list where no type suits the image."""

@@ -3,12 +3,13 @@
 wind tunnel: training scenes -> (tags of the scene, type, question)
 JSONL file:  {"tags": [...], "type": "category/group/type" or an alias, "question": "..."}; `label-seeds` writes such
 tree:        the typical tags written at each type
+                                    \\--with_own_tags--> a seed for every type that has tags
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from infinity_mm.errors import explain
@@ -21,13 +22,33 @@ SEED_WORLD = 4
 _FORM = '{"tags": ["..."], "type": "category/group/type", "question": "..."}'
 
 
-def load_seeds(name: str, tree: Tree, *, num_scenes: int) -> list[Seed]:
-    """Seeds by name (`windtunnel`, `tree`) or from the JSONL file at a path."""
-    if name == "windtunnel":
-        return list(_windtunnel(num_scenes))
+def load_seeds(name: str | None, tree: Tree, *, num_scenes: int) -> list[Seed]:
+    """Seeds by name (`windtunnel`, `tree`) or from the JSONL file at a path; None: those that go with the tree.
+
+    Raises `UserError` if there are none of a type of the tree: every image would get the same few types.
+    """
+    name = name or ("windtunnel" if tree.name == "windtunnel" else "tree")
     if name == "tree":
-        return [Seed(tags=leaf.tags, type=path) for path, leaf in tree.leaves.items() if leaf.tags]
-    return list(_file(Path(name), tree))
+        return with_own_tags([], tree)
+    seeds = list(_windtunnel(num_scenes) if name == "windtunnel" else _file(Path(name), tree))
+    if not any(seed.type in tree.leaves for seed in seeds):
+        raise explain(
+            what=f"none of the {len(seeds)} seeds `{name}` is of a type of the tree `{tree.name}`",
+            where="plan.seeds (configuration)",
+            fix="leave plan.seeds out to learn from the tags of the tree's types, or give seeds of its types",
+        )
+    return seeds
+
+
+def with_own_tags(seeds: Sequence[Seed], tree: Tree) -> list[Seed]:
+    """The seeds, and the typical tags of each type that has none of them: what nobody asked before is not starved."""
+    seeded = {seed.type for seed in seeds}
+    own = [
+        Seed(tags=leaf.tags, type=path, from_tree=True)
+        for path, leaf in tree.leaves.items()
+        if leaf.tags and path not in seeded
+    ]
+    return [*seeds, *own]
 
 
 def _windtunnel(num_scenes: int) -> Iterator[Seed]:

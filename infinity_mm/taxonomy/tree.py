@@ -16,9 +16,9 @@ from infinity_mm.errors import explain
 from infinity_mm.record import digest
 from infinity_mm.taxonomy.tree_checks import check_leaves, normal_name
 
-Style = Literal["short", "brief", "detailed", "choice", "box", "point"]
-"""How an answer is worded: a word or phrase, a short reason first, a full explanation first, one of several options, a
-box, a point."""
+Style = Literal["short", "brief", "detailed", "full", "choice", "box", "point"]
+"""How an answer is worded: a word or phrase, a short reason first, a full explanation first, a text or list that is the
+answer itself, one of several options, a box, a point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,22 @@ class InstructionType:
     """Whether it concerns what a person may not want concluded from a picture; off until it is asked for."""
     asks_about_a_box: bool = False
     """Whether the question names what it is about by a box, which is checked and kept as one."""
+    any_language: bool = False
+    """Whether an answer may be in any language, as what is read off a picture is; others are checked for it."""
     share: float = 1.0
     """Weight of its quota; `plan.shares` multiplies it."""
+
+    @property
+    def needs_one_image(self) -> bool:
+        """Whether it is about a place in the image, so that several images would leave open which."""
+        return self.asks_about_a_box or set(self.styles) <= {"box", "point"}
+
+    @property
+    def description(self) -> str:
+        """What prompts say of it: what is asked, and what the image must show where not anything will do."""
+        if self.shows == InstructionType.shows:
+            return self.definition
+        return f"{self.definition} The image must show: {self.shows}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,11 @@ class Tree:
     def fingerprint(self) -> str:
         """Hash of the whole content."""
         return digest("tree", repr((self.name, self.version, self.vocabulary, self.sections, self.leaves)))
+
+    @property
+    def styles(self) -> dict[str, tuple[Style, ...]]:
+        """Path -> the answer styles that suit the type."""
+        return {path: leaf.styles for path, leaf in self.leaves.items()}
 
     def find(self, label: str) -> str | None:
         """The path of the type that goes by this path, name or alias; None if no type or several do."""

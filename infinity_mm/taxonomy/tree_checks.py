@@ -6,6 +6,7 @@ one kind of question between two quotas, and a catch-all ("other") is a quota fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from infinity_mm.taxonomy.tree import InstructionType
 
 _CATCH_ALL = frozenset(("other", "others", "misc", "miscellaneous", "various", "etc", "rest", "unknown"))
+_YES_OR_NO = re.compile(
+    r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|may|might)\b(?!.* or )",
+    re.IGNORECASE,
+)
 _SAME_DEFINITION = 0.8
 """Shared words over all words from which on two definitions say the same."""
 
@@ -59,7 +64,12 @@ def _content(leaves: Mapping[str, InstructionType]) -> Iterator[Fault]:
         if not leaf.styles:
             yield (
                 f"`{path}` allows no answer style",
-                "give at least one of short, brief, detailed, choice, box, point",
+                "give at least one of short, brief, detailed, full, choice, box, point",
+            )
+        if "choice" in leaf.styles and all(_YES_OR_NO.match(example) for example in leaf.examples):
+            yield (
+                f"`{path}` has the style choice, and both examples are answered by yes or no",
+                "leave the style out, yes and no are no options; or write examples that ask what, which or how",
             )
         if len(set(leaf.examples)) < 2 or not all(example.strip() for example in leaf.examples):
             yield f"`{path}` needs two different examples", "write two questions of the type"

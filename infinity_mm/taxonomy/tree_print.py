@@ -34,6 +34,7 @@ def tree_figures(tree: Tree) -> dict[str, Any]:
         "any_image": [path for path, leaf in leaves.items() if leaf.any_image],
         "sensitive": [path for path, leaf in leaves.items() if leaf.sensitive],
         "types": {path: leaf.definition for path, leaf in leaves.items()},
+        "shows": {path: leaf.shows for path, leaf in leaves.items()},
     }
 
 
@@ -77,4 +78,4 @@ def _above(path: str) -> list[str]:
 def _line(path: str, leaf: InstructionType) -> str:
     marks = [word for word, is_so in (("any image", leaf.any_image), ("sensitive", leaf.sensitive)) if is_so]
     marked = f" [yellow]({', '.join(marks)})[/]" if marks else ""
-    return f"{escape(path.rpartition('/')[2])}{marked} [dim]{escape(leaf.definition)}[/]"
+    return f"{escape(path.rpartition('/')[2])}{marked} [dim]{escape(leaf.description)}[/]"

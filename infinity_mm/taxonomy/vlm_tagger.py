@@ -51,7 +51,7 @@ _SCHEMA = canonical_json(
 """Not the vocabulary as an enumeration: it would travel with every request."""
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _ITEM = re.compile(
-    r"^[\s\-*•\d.)\[\"']*?([^\W\d_].*?)[\"'\]}\s]*(?:[:=(]\s*([01]?\.\d+|[01]|\d{1,3}\s?%)\s*\)?)?\s*$"
+    r"^[\s\-*•\d.)\[\"']*?([^\W\d_].*?)[\"'\]}\s]*(?:[:=(]\s*([01]?\.\d+|\d{1,3}(?:\s?%)?)\s*\)?)?\s*$"
 )
 _FEW_FAILURES = 4
 _MAX_FAILED_SHARE = 0.05
@@ -192,12 +192,14 @@ def _from_list(text: str) -> list[tuple[str, float]]:
 
 
 def _probability(stated: Any) -> float:
-    """What was stated, as a number from 0 to 1; 1 if nothing was."""
+    """What was stated, as a number from 0 to 1: above 1 it is of a hundred; 1 if nothing was."""
     if stated is None or isinstance(stated, bool):
         return 1.0
     try:
         text = str(stated).strip()
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = float(text.removesuffix("%"))
     except ValueError:
         return 1.0
+    if text.endswith("%") or value > 1:
+        value /= 100
     return min(max(value, 0.0), 1.0) if value == value else 1.0

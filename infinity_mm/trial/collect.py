@@ -188,7 +188,7 @@ def _fill(picture: Picture, image_id: str, rows: list[_Row]) -> None:
             question.answers.append(_answer(row))
         else:
             question.end = row.end
-    order = {style: number for number, style in enumerate(("short", "brief", "detailed"))}
+    order = {style: number for number, style in enumerate(("short", "brief", "detailed", "full"))}
     for question in picture.questions:
         question.answers.sort(key=lambda answer: (order.get(answer.style, len(order)), answer.style))
 

@@ -237,11 +237,11 @@ ask:                           # writing a question of the planned kind
   max_new_tokens: 96           # room for the question; longer ones are dropped
 check:                         # asking again: can it be answered from the picture?
   min_probability: null        # null goes by the word yes or no; a number needs an engine with log-probabilities
-styles:                        # how questions are answered
-  names: [short, brief, detailed]   # a word or phrase, a reason first, a full explanation first
+styles:                        # how questions are answered, where it suits the kind
+  names: [short, brief, detailed, full]   # a word or phrase, a reason first, an explanation first, a text or list
 answer:                        # answering
   temperature: 0.0             # 0 takes the likeliest words
-  max_new_tokens: {short: 64, brief: 256, detailed: 768}   # room by style; what is cut off is dropped, never shortened
+  max_new_tokens: {short: 64, brief: 256, detailed: 768, full: 768}   # room by style; nothing is ever shortened
 policy:                        # what happens to an answer with its score, 1 to 10
   keep_at: 8                   # kept from here on
   rewrite_at: 4                # repaired once from here to keep_at; dropped below. null repairs nothing

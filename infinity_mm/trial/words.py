@@ -74,6 +74,7 @@ REASONS = {
     "no_region": "no box or point in the reply",
     "several_regions": "more than one box or point in the reply",
     "region_outside": "the box or point lies outside the picture",
+    "region_of_several_images": "a box or point about several pictures does not say which it is in",
     "region_order": "the corners of the box are in the wrong order",
     "region_too_small": "the box is too thin to hold anything",
     "region_not_repaired": "scored between the cut-offs, and a box has no words to correct",

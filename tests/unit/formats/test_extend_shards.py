@@ -107,6 +107,17 @@ def test_records_keep_their_fields_turns_and_images_and_gain_what_was_made(tmp_p
     }  # fmt: skip
 
 
+def test_boxes_and_points_are_written_in_thousandths_and_no_marker_is_left(tmp_path: Path) -> None:
+    shards(tmp_path)
+    box, far = "<|region 0 0.120000 0.080000 0.340000 0.160000|>", "<|region 1 0.1 0.2|>"
+    rows = [row("b.c0", CAT, [(f"What is in {box}?", "A mat.")]), row("a.c0", DUCK, [("Where?", far)])]
+    counts = extend(tmp_path, rows)
+    first, *_ = webdataset(tmp_path / "out/stage4/b/0.tar")
+    made = json.loads(first["json"])["conversations"][2:]
+    assert made == talk("What is in [120, 80, 340, 160]?", "A mat.")
+    assert counts["reasons"] == {"region_of_no_image": 1}
+
+
 def test_everything_else_is_byte_by_byte_as_it_was(tmp_path: Path) -> None:
     shards(tmp_path)
     extend(tmp_path, MADE)

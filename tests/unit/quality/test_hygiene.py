@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from infinity_mm.engines.base import Reply
-from infinity_mm.quality.hygiene import reply_fault
+from infinity_mm.quality.hygiene import Words, reply_fault
 
 CHINESE = "图中有两只狗在草地上奔跑, 旁边有一个红色的球."
 
@@ -46,7 +46,27 @@ def test_the_language_is_that_of_the_prompts() -> None:
 
 def test_what_is_quoted_and_what_is_short_may_be_in_any_language() -> None:
     assert fault(f'It says "{CHINESE}"') is None
-    assert fault("请勿吸烟") is None
+    assert fault("出口") is None
+    assert fault("请勿吸烟") == "wrong_language"
+
+
+@pytest.mark.parametrize(
+    ("words", "script", "text", "found"),
+    [
+        ("question", "LATIN", "图中左侧的男孩手里拿着什么\uff1f", "wrong_language"),
+        ("question", "LATIN", "What does 出口 on the sign mean?", None),
+        ("question", "CJK", "What is it?", "wrong_language"),
+        ("question", "CJK", "图中的Coca-Cola Zero Sugar有几瓶\uff1f", None),
+        ("question", "CJK", "3+5=?", None),
+        ("answer", "CJK", "可口可乐 Coca-Cola Zero Sugar", None),
+        ("answer", "CJK", "Coca-Cola", None),
+        ("answer", "LATIN", "图中有两只狗", "wrong_language"),
+    ],
+)
+def test_questions_are_in_the_language_and_answers_may_be_names(
+    words: Words, script: str, text: str, found: str | None
+) -> None:
+    assert reply_fault(Reply(text=text), script=script, words=words) == found
 
 
 def test_reasoning_is_no_part_of_what_is_looked_at() -> None:

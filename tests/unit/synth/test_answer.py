@@ -32,7 +32,8 @@ def test_an_answer_is_read_or_the_reason_is_named(reply: str, answer: str) -> No
 
 
 def test_a_question_becomes_one_child_per_style_that_suits_its_type() -> None:
-    stage = Styles(StylesConfig(), {"x/y/kind": ("short", "brief")})
+    names = ("short", "brief", "detailed")
+    stage = Styles(StylesConfig(names=names), {"x/y/kind": ("short", "brief"), "x/y/long": ("detailed",)})
     question = seen("a.q0", question="What is it?", instruction_type="x/y/kind")
     free = seen("a.q1", question="Why?", instruction_type="x/y/other")
     outcomes = outcomes_of(stage, [question, free], saying(""))
@@ -59,6 +60,11 @@ def test_a_question_that_no_configured_style_suits_is_dropped() -> None:
     ]
 
 
+def test_a_style_that_suits_no_type_needs_no_prompt() -> None:
+    assert Styles(StylesConfig(), {"x/y/kind": ("short",)}).prompts == {"answer_short"}
+    assert Styles(StylesConfig(), {"x/y/kind": ("short", "full")}).prompts == {"answer_short", "answer_full"}
+
+
 def test_styles_are_given_once() -> None:
     with pytest.raises(UserError, match="has a name twice"):
         StylesConfig(names=("short", "short"))
@@ -77,6 +83,16 @@ def test_answers_in_all_styles_are_asked_for_in_one_call_each_with_its_room() ->
         "nano/answer_short",
         "nano/answer_brief",
     ]
+
+
+def test_what_is_read_off_a_picture_may_be_in_any_language() -> None:
+    sign = "禁止停车\uff0c违者罚款"
+    stage = Answer(CONFIG, any_language=["fine/text/sign"])
+    asked = [
+        seen(f"a.q{n}.short", question="What does it say?", style="short", instruction_type=type_)
+        for n, type_ in enumerate(("fine/text/sign", "fine/a/color"))
+    ]
+    assert told(outcomes_of(stage, asked, saying(sign))) == [("Emitted", ""), ("Dropped", "wrong_language")]
 
 
 def test_a_refused_answer_is_dropped_with_what_was_said() -> None:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from synth_fakes import FakeEngine, outcomes_of, prompt_of, saying, seen, told
+from synth_fakes import FakeEngine, context, outcomes_of, prompt_of, saying, seen, told
 
 from infinity_mm.engines.base import Failure, Reply, Request
+from infinity_mm.prompts import PromptSet
 from infinity_mm.record import Dropped, Emitted, ImageSlot, Text, seed_for
 from infinity_mm.synth.ask import Ask, AskConfig, read_question, type_text
 from infinity_mm.synth.exchange import Rejected
+from infinity_mm.synth.stages import STAGES, JourneyConfig
+from infinity_mm.taxonomy.tree import Tree
 
 CONFIG = AskConfig()
 STAGE = Ask(CONFIG, {})
@@ -125,3 +130,16 @@ def test_a_type_is_described_where_a_definition_is_known() -> None:
         == "fine single > attribute > color (Name the color of an object.)"
     )
     assert type_text("a/b/c", definitions) == "a/b/c"
+
+
+def test_the_teacher_and_the_critic_are_told_what_the_image_must_show() -> None:
+    path, config = "attribute/material/made_of", JourneyConfig()
+    tree = Tree.load("default")
+    asked = seen("a.q0", instruction_type=path, examples=("Is it A?", "Is it B?"), question="Is it wood?")
+    for name in ("ask", "critic"):
+        engine = saying("What is it made of?")
+        asyncio.run(
+            STAGES[name](config, tree).run([asked], context(engine, prompts=PromptSet.load("default")))
+        )
+        shown = "made of (Name the material of a thing. The image must show: Something whose material shows.)"
+        assert shown in prompt_of(engine.batches[0][0])

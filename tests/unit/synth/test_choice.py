@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,21 @@ def test_a_choice_is_the_short_answer_among_wrong_ones() -> None:
     asked, told_it = (prompt_of(batch[0]) for batch in engine.batches)
     assert asked == DEFAULT.render("answer_short", question="What color is the door?")
     assert "Right answer: Red\n" in told_it
+
+
+def test_a_choice_and_the_short_answer_to_its_question_are_one_request() -> None:
+    engine = answering("Red.", ["blue", "green", "grey"])
+    short = seen("a.q0.short", parents=("a.q0",), question="What color is the door?", style="short")
+    run(Answer(AnswerConfig()), [short, ASKED], engine)
+    first, second = engine.batches[0]
+    assert first.key("fake") == second.key("fake")
+
+
+def test_an_option_in_another_language_than_the_right_one_goes() -> None:
+    engine = answering("Red.", ["蓝色", "blue", "green"])
+    assert told(run(Answer(AnswerConfig()), [ASKED], engine)) == [("Dropped", "options_not_distinct")]
+    engine = answering("出口", ["入口", "停车", "小心"])
+    assert told(run(Answer(AnswerConfig()), [ASKED], engine)) == [("Emitted", "")]
 
 
 def test_other_styles_cost_no_call_for_options() -> None:
@@ -157,6 +173,18 @@ def test_a_choice_is_repaired_into_another_option_or_not_at_all(repaired: str, r
     (outcome,) = run(stage, [ASKED_AGAIN], FakeEngine(say))
     assert getattr(outcome, "reason", "") == reason
     assert is_option(MADE, "C. green")
+
+
+def test_one_long_option_may_be_repaired_into_another() -> None:
+    options = (
+        "A. It is used to cut bread into thin slices\nB. People hang their wet coats on these hooks here"
+    )
+    old, new = options.split("\n")
+    poor = replace(ASKED_AGAIN, question=f"What for?\n{options}", answer=old)
+    stage = Rewrite(RewriteConfig(), Policy(), JudgeConfig())
+    for said, fate in ((new, ("Emitted", "")), (old, ("Dropped", "rewrite_unchanged"))):
+        engine = FakeEngine(lambda request, s=said: Reply(text="9" if "Grade" in prompt_of(request) else s))
+        assert told(run(stage, [poor], engine)) == [fate]
 
 
 ASKED_AGAIN = seen(

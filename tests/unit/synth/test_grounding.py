@@ -17,7 +17,7 @@ from infinity_mm.engines import prompting
 from infinity_mm.engines.base import Reply, Request
 from infinity_mm.families import FAMILIES
 from infinity_mm.prompts import PromptSet
-from infinity_mm.record import Emitted, ImageRef, ImageSlot, Outcome, Region, Sample, Score, settle
+from infinity_mm.record import Emitted, ImageRef, ImageSlot, Outcome, Region, Sample, Score, Tag, settle
 from infinity_mm.synth.answer import Answer, AnswerConfig
 from infinity_mm.synth.ask import Ask, AskConfig
 from infinity_mm.synth.dedup_pass import pairs_of
@@ -29,6 +29,7 @@ from infinity_mm.synth.publish import row
 from infinity_mm.synth.rewrite import Rewrite, RewriteConfig
 from infinity_mm.synth.stage import Stage
 from infinity_mm.synth.stages import STAGES, JourneyConfig
+from infinity_mm.taxonomy.plan_pass import PlanConfig, Planner
 from infinity_mm.taxonomy.tree import Tree
 from infinity_mm.windtunnel.questions import questions
 from infinity_mm.windtunnel.world import sample_scene
@@ -59,12 +60,12 @@ def run(stage: Stage, samples: list[Sample], engine: FakeEngine) -> list[Outcome
     ],
 )
 def test_a_box_is_read_however_it_is_written(text: str) -> None:
-    assert read_region(text, 4, IMAGE, THOUSANDTHS) == Region(0, (0.12, 0.08, 0.34, 0.16))
+    assert read_region(text, 4, [IMAGE], THOUSANDTHS) == Region(0, (0.12, 0.08, 0.34, 0.16))
 
 
 @pytest.mark.parametrize("text", ['<point x="61.5" y="40.6" alt="cup">cup</point>', "(61.5, 40.6)"])
 def test_a_point_is_read_however_it_is_written(text: str) -> None:
-    assert read_region(text, 2, IMAGE, GroundingConfig(units="percent")) == Region(0, (0.615, 0.406))
+    assert read_region(text, 2, [IMAGE], GroundingConfig(units="percent")) == Region(0, (0.615, 0.406))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_point_is_read_however_it_is_written(text: str) -> None:
     ],
 )
 def test_what_is_no_box_in_the_picture_is_dropped_by_name(text: str, reason: str) -> None:
-    assert read_region(text, 4, IMAGE, THOUSANDTHS) == Rejected(reason=reason)
+    assert read_region(text, 4, [IMAGE], THOUSANDTHS) == Rejected(reason=reason)
     sample = seen("a.q0.box", question="Locate the cup.", style="box")
     assert told(run(Answer(AnswerConfig()), [sample], saying(text))) == [("Dropped", reason)]
 
@@ -98,7 +99,7 @@ def test_true_boxes_of_the_drawn_world_are_read_from_every_familys_own_form(fami
             for box in question.boxes:
                 truth = (box.x0, box.y0, box.x1, box.y1)
                 said = notation.write(truth, (image.width, image.height))
-                region = read_region(f"Here: {said}", 4, image, config)
+                region = read_region(f"Here: {said}", 4, [image], config)
                 assert isinstance(region, Region)
                 unit = 0.5 / min(notation.grid or 10_000, image.width, image.height)
                 assert region.coords == pytest.approx(truth, abs=unit + 1e-6)
@@ -108,7 +109,7 @@ def test_true_boxes_of_the_drawn_world_are_read_from_every_familys_own_form(fami
 
 @given(st.text(max_size=60))
 def test_any_text_gives_a_region_in_the_picture_or_a_reason(text: str) -> None:
-    region = read_region(text, 4, IMAGE, THOUSANDTHS)
+    region = read_region(text, 4, [IMAGE], THOUSANDTHS)
     assert isinstance(region, Rejected) or all(0 <= value <= 1 for value in region.coords)
 
 
@@ -122,6 +123,16 @@ def test_parts_are_the_text_they_came_from(pieces: list[str]) -> None:
 def test_numbers_of_other_things_are_no_box() -> None:
     assert find_numbers("3 cups, 2 plates, 1 fork", 4) == []
     assert [group for group, _ in find_numbers("2 cups at [1, 2, 3, 4]", 4)] == [(1, 2, 3, 4)]
+
+
+def test_of_several_images_nobody_knows_which_a_region_is_in() -> None:
+    pages = replace(seen("a.q0.box", question="Locate the cup.", style="box"), images=(IMAGE, IMAGE))
+    outcomes = run(Answer(AnswerConfig()), [pages], saying("[120, 80, 340, 160]"))
+    assert told(outcomes) == [("Dropped", "region_of_several_images")]
+    planner = Planner(PlanConfig(tree="grounding", min_fit=0.0, top_k=300), seed=0)
+    tags = (Tag(name="bicycle", score=1.0), Tag(name="sign", score=1.0))
+    gone = planner.suitable(tags).keys() - planner.suitable(tags, num_images=2).keys()
+    assert {path.rpartition("/")[2] for path in gone} == {"box_of_thing", "text_in_box"}
 
 
 def test_a_box_goes_from_the_teachers_reply_to_the_students_own_form() -> None:
@@ -170,7 +181,7 @@ def test_a_question_that_should_be_about_a_box_and_is_not_is_dropped() -> None:
 
 def test_the_mark_takes_the_place_of_the_numbers_and_their_brackets() -> None:
     text = "Read <box>[[120, 80, 340, 160]]</box>, please."
-    assert mark_box(text, IMAGE, THOUSANDTHS) == f"Read {BOX}, please."
+    assert mark_box(text, [IMAGE], THOUSANDTHS) == f"Read {BOX}, please."
 
 
 def test_two_boxes_are_two_answers_where_conversations_are_compared() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from infinity_mm.errors import UserError
+from infinity_mm.taxonomy.tag_pass import TagPass
 from infinity_mm.taxonomy.tagger import TaggerConfig, open_tagger
 
 
@@ -76,3 +78,15 @@ def test_without_the_package_or_the_weights_the_error_says_what_to_do(
     monkeypatch.setitem(sys.modules, "ram", None)
     with pytest.raises(UserError, match=r"pip install git\+https"):
         open_tagger(TaggerConfig(model=f"ram:{weights}"))
+
+
+@pytest.mark.parametrize("model", ["ram:{}/model.pth", "local-dir:{}", "ViT-B-32/{}/model.pth"])
+def test_other_weights_under_the_same_name_are_another_tag_pass(tmp_path: Path, model: str) -> None:
+    tags = TagPass(config=TaggerConfig(model=model.format(tmp_path)))
+    file = tmp_path / "model.pth"
+    fingerprints = [tags.fingerprint()]
+    for weights in (b"one", b"other"):
+        file.write_bytes(weights)
+        os.utime(file, ns=(0, len(weights)))  # whatever the clock's grain
+        fingerprints.append(tags.fingerprint())
+    assert len(set(fingerprints)) == 3

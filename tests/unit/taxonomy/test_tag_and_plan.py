@@ -176,6 +176,36 @@ def test_two_different_examples_of_the_same_type_are_chosen_by_seed_and_sample()
     assert len(set(pairs)) > 1
 
 
+BUS = image("a", ("bus", "road"))
+
+
+def test_without_seeds_a_tree_is_planned_by_the_tags_of_its_own_types() -> None:
+    planner = Planner(PlanConfig(tree="default"), seed=0)
+    assert "fine_single/recognition/vehicle" in planner.suitable(BUS.tags or ())
+    assert planner.gaps == {"types_from_the_tree": list(planner.types), "types_without_seeds": []}
+
+
+def test_a_type_that_no_seed_was_labelled_with_is_planned_by_its_own_tags(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.jsonl"
+    file.write_text('{"tags": ["bus"], "type": "fine_single/text/sign_text", "question": "Where to?"}\n')
+    planner = Planner(PlanConfig(tree="default", seeds=str(file), min_fit=0.1), seed=0)
+    assert {"fine_single/text/sign_text", "fine_single/recognition/vehicle"} < set(
+        planner.suitable(BUS.tags or ())
+    )
+    assert set(planner.types) - set(planner.gaps["types_from_the_tree"]) == {"fine_single/text/sign_text"}
+
+
+def test_a_type_with_neither_seeds_nor_tags_is_named() -> None:
+    gaps = Planner(PlanConfig(), seed=0, seeds=SEEDS).gaps
+    assert "ocr/text/title" in gaps["types_without_seeds"]
+    assert not {ANYWHERE, SEEDS[0].type} & set(gaps["types_without_seeds"])
+
+
+def test_seeds_of_another_tree_are_refused() -> None:
+    with pytest.raises(UserError, match="is of a type of the tree `default`"):
+        Planner(PlanConfig(tree="default", seeds="windtunnel", num_seed_scenes=1), seed=0)
+
+
 def planned(run: Run, unit: str) -> dict[str, list[dict[str, Any]]]:
     return json.loads(run.read_file("plan", unit, "plan.json"))
 
@@ -193,7 +223,10 @@ def test_the_whole_way_from_drawn_images_to_a_plan(tmp_path: Path) -> None:
     units = [f"{number:05d}" for number in range(3)]
     made = {id_: entries for unit in units for id_, entries in planned(run, unit).items()}
     assert [len(planned(run, unit)) for unit in units] == [16, 16, 8]
-    assert json.loads(run.read_file("plan", "00000", "mapping.json"))["tree"] == "windtunnel"
+    mapping = json.loads(run.read_file("plan", "00000", "mapping.json"))
+    assert (mapping["tree"], mapping["types_from_the_tree"], mapping["types_without_seeds"]) == (
+        "windtunnel", [], [],
+    )  # fmt: skip
     samples = {sample.id: sample for sample in run.samples("plan")}
     assert set(made) == set(samples)
     assert all(sample.tags for sample in samples.values())

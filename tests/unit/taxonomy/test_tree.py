@@ -55,6 +55,18 @@ def test_every_default_type_has_tags_of_the_general_vocabulary_and_can_be_answer
         assert set(leaf.styles) - {"choice"}, path
 
 
+TEXTS = (
+    "story", "fields_to_json", "chart_to_data", "chart_summary", "full_description", "one_sentence", "title",
+    "keywords", "transcription", "document_summary", "instruction", "advice",
+)  # fmt: skip
+
+
+def test_what_asks_for_a_text_or_a_list_may_be_answered_with_it_alone() -> None:
+    styles = {path.rpartition("/")[2]: leaf.styles for path, leaf in Tree.load("default").leaves.items()}
+    assert [name for name in TEXTS if "full" not in styles[name]] == []
+    assert Tree.load("any_picture").leaves["coarse_perception/summary/caption"].styles == ("full",)
+
+
 def test_no_two_examples_of_the_default_tree_are_the_same_question() -> None:
     index = QuestionIndex()
     examples = [example for leaf in Tree.load("default").leaves.values() for example in leaf.examples]
@@ -110,6 +122,10 @@ def test_a_tree_can_be_read_from_any_file(tmp_path: Path) -> None:
         ({**LEAF, "styles": []}, "allows no answer style"),
         ({**LEAF, "styles": ["long"]}, "one of 'short', 'brief', 'detailed'"),
         ({**LEAF, "shows": " "}, "empty shows"),
+        (
+            {**LEAF, "styles": ["short", "choice"], "examples": ["Is it red?", "Can it fly?"]},
+            "`c/g/t0` has the style choice, and both examples are answered by yes or no",
+        ),
         ({**LEAF, "share": -1}, "has the share -1"),
     ],
 )

@@ -17,6 +17,7 @@ types:
     examples: ["How many dogs are there?", "How many chairs can you see?"]
   - name: fine/age
     definition: Estimate an age.
+    shows: One face.
     examples: ["How old is the man?", "Is the girl under ten?"]
     styles: [short]
     sensitive: true
@@ -33,7 +34,7 @@ def test_the_command_prints_every_type_of_a_file_under_its_section_with_counts(t
     assert lines[1:] == [
         "fine (2)",
         "count (any image) Count the things of one kind.",
-        "age (sensitive) Estimate an age.",
+        "age (sensitive) Estimate an age. The image must show: One face.",
         "2 types in 0 groups of 1 categories; 1 tags",
         "styles: 2 short, 1 brief, 1 detailed",
         "for any image: 1; sensitive, off until asked for: 1",
