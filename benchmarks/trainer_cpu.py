@@ -284,13 +284,20 @@ class Run:
         if self.name == "trl_packed":
             packing = {"packing": True, "max_length": self.row_tokens}
             options = options | {"per_device_train_batch_size": 1}
-        torch.manual_seed(0)
         return SFTTrainer(
-            model=Qwen2ForCausalLM(samples.model.config.text_config),
+            model=language_model_alone(samples.model),
             args=TrlConfig(**options, **packing),
             train_dataset=Dataset.from_dict(data),
             processing_class=samples.encoder.tokenizer,
         )
+
+
+def language_model_alone(model: Any) -> Qwen2ForCausalLM:
+    """transformers' Qwen2 with the weights of our language model."""
+    alone = Qwen2ForCausalLM(model.config.text_config)
+    alone.model.load_state_dict(model.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(model.lm_head.state_dict())
+    return alone
 
 
 def prepare(folder: Path, args: argparse.Namespace, *, text_only: bool) -> None:
@@ -338,12 +345,13 @@ def _useful(lengths: Sequence[int]) -> float:
     return sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
 
 
-def held_out_loss(checkpoint: Path, samples: Samples) -> float:
+def held_out_loss(name: str, checkpoint: Path, samples: Samples) -> float:
     """Mean over all supervised tokens of the held-out samples."""
-    if (checkpoint / "preprocessor_config.json").exists() or (checkpoint / "trainer").exists():
+    if name == "packed":
         model, _ = load_model(checkpoint)
     else:
-        model = type(samples.model).from_pretrained(checkpoint)
+        kind = Qwen2ForCausalLM if name.startswith("trl") else type(samples.model)
+        model = kind.from_pretrained(checkpoint)
     total, count = 0.0, 0
     with torch.inference_mode():
         for first in range(0, len(samples), BATCH):
@@ -399,7 +407,7 @@ def curves(folder: Path, names: Sequence[str], row_tokens: int) -> None:
                 if name == "packed"
                 else int(checkpoint.name.split("-")[1]) * BATCH
             )
-            cells.append(f"{held_out_loss(checkpoint, samples):.3f} ({num})")
+            cells.append(f"{held_out_loss(name, checkpoint, samples):.3f} ({num})")
         print(f"| {LABELS[name]} | {' | '.join(cells)} |", flush=True)
 
 
@@ -443,7 +451,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             prepare(Path(name), args, text_only=text_only)
             race(Path(name), names, args.rounds, args.row_tokens)
-            if not args.no_curves and not text_only:
+            if not args.no_curves:
                 curves(Path(name), names, args.row_tokens)
 
 
