@@ -63,8 +63,16 @@ POLICIES = {
     "other": ("fake", 4, ("read.sources=[{kind: windtunnel, num_images: 4, world_seed: 9}]",)),
     "english": ("bilingual", 4, ("prompts=default",)),
     "chinese": ("bilingual", 4, ("prompts=chinese",)),
-    "simulated_english": ("fake", 4, ("prompts=default", "journal=simulate")),
-    "simulated_chinese": ("fake", 4, ("prompts=chinese", "journal=simulate")),
+    "simulated_english": (
+        "fake",
+        4,
+        ("prompts=default", "journal=simulate", "policy.keep_at=1", "policy.rewrite_at=1"),
+    ),
+    "simulated_chinese": (
+        "fake",
+        4,
+        ("prompts=chinese", "journal=simulate", "policy.keep_at=1", "policy.rewrite_at=1"),
+    ),
     "labelled": ("same", 4, ("prompts=default", BLIND, SHORT)),
     "capped": ("same", 4, ("prompts=default", BLIND, SHORT, "policy.blind=cap")),
     "limited": ("same", 4, ("prompts=default", BLIND, SHORT, "policy.max_repeats=1")),
