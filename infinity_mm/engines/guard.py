@@ -126,7 +126,7 @@ class Guarded:
             await self._open.wait()
         if self._broken is not None:
             raise self._broken
-        if picture_of(request) in self._killers:
+        if picture_of(request, self.fingerprint) in self._killers:
             return killed(request)
         self._in_flight += 1
         suspect: _Suspect | None = None
@@ -170,7 +170,7 @@ class Guarded:
             raise EngineDead(f"no reply in {self._timeout_s} s") from error
         if not isinstance(answer, Failure):
             self._restarts_in_a_row = 0
-            self._harmless.put(picture_of(request), True, num_bytes=1)
+            self._harmless.put(picture_of(request, self.fingerprint), True, num_bytes=1)
         return answer
 
     async def _inquire(self) -> None:
@@ -179,7 +179,7 @@ class Guarded:
             await self._restart()
             pictures: dict[Picture, list[_Suspect]] = {}
             for suspect in suspects:
-                pictures.setdefault(picture_of(suspect.request), []).append(suspect)
+                pictures.setdefault(picture_of(suspect.request, self.fingerprint), []).append(suspect)
             new = [group for picture, group in pictures.items() if not self._harmless.get(picture)]
             old = [group for picture, group in pictures.items() if self._harmless.get(picture)]
             for part in (*_halves(new), old):
@@ -205,7 +205,7 @@ class Guarded:
                 await self._sift(half)
             return
         (group,) = groups
-        self._killers.add(picture_of(group[0].request))
+        self._killers.add(picture_of(group[0].request, self.fingerprint))
         for suspect in group:
             _settle(suspect, killed(suspect.request))
 
@@ -280,9 +280,9 @@ def wrong_slots(request: Request | Scoring) -> Failure | None:
     return Failure(reason="bad_request", detail=f"image slots {slots} for {len(request.images)} images")
 
 
-def picture_of(request: Request | Scoring) -> Picture:
-    """What a request is judged with."""
-    return tuple(image.sha256 for image in request.images) or (request.key(""),)
+def picture_of(request: Request | Scoring, fingerprint: str) -> Picture:
+    """What a request is judged with: its images, or itself, by the key that the journal has asked for already."""
+    return tuple(image.sha256 for image in request.images) or (request.key(fingerprint),)
 
 
 def killed(request: Request | Scoring) -> Failure:

@@ -271,7 +271,7 @@ class OpenAIEngine:
         skip: int,
     ) -> Attempt[T]:
         """One call, as soon as there is a place for it."""
-        picture = picture_of(asked)
+        picture = picture_of(asked, self._fingerprint)
         while True:
             if picture in self._killers:
                 return Attempt(killed(asked), was_sent=False)
