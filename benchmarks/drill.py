@@ -232,7 +232,8 @@ class Drill:
             on = f"kind: ray, num_workers: {self.num_workers}, address: '{self.nodes.address}'"
             command.append(f"executor={{{on}}}")
 
-        def limit() -> None:
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
             if file_bytes is not None and self.nodes is None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
@@ -244,7 +245,7 @@ class Drill:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=limit,
+            preexec_fn=prepare,
         )
         if file_bytes is not None and self.nodes is not None:
             threading.Thread(target=self._limit_workers, args=(driver, file_bytes), daemon=True).start()
